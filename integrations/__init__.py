@@ -1,0 +1,1 @@
+"""Adapters: one framework a file, each a thin layer around one Monitor."""

@@ -1,0 +1,1 @@
+"""Live forecasts of a training run's final loss, from laws that know the learning-rate schedule."""

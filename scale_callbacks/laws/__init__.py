@@ -1,0 +1,1 @@
+"""Families of laws, one file each, all linear in their coefficients once their shape is fixed."""
