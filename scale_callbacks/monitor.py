@@ -57,8 +57,8 @@ def forecast_steps(horizon: int) -> NDArray[np.int64]:
 class Monitor:
     """Watches one run: hand it every loss, it forecasts when due and never raises in mid-training.
 
-    A plain loop uses it directly; every adapter holds one. What fails inside (a law, a rule, a sink) is logged
-    once, counted in `warnings`, and does not reach the run.
+    A plain loop uses it directly; every adapter holds one. What fails inside (a law, a rule, a sink) is
+    logged once, counted in `warnings`, and does not reach the run.
 
     Args:
         forecaster: a `LossForecaster` or `RewardForecaster`.
