@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 
 Floats: TypeAlias = NDArray[np.float64]
 _Stream: TypeAlias = tuple[int, float, float, float, float, float, float, int]
-# observations, last step, level, drift, mean |second difference|, last value, the one before, clipped in a row
+# observations, last step, level, drift, mean |second difference|, last value, the one before, clips in a row
 
 LARGEST = 1e100  # beyond it sums of squares overflow: counted as non-finite
 _GROWTH = 1.5  # bin edges are horizon * (i / bins) ** 1.5: finer where the curve bends
