@@ -6,7 +6,7 @@ the binned loss (over its present level) is
     y = F + A * decay + B * drop + w + e
 
 with Gaussian priors on F, A and B, white noise e, and a random walk w in u = -1/area: the law's own error,
-which fades the early part, ties the forecast to the latest residuals and widens with the distance forecast. All
+which fades the early part, ties the forecast to the latest residuals and widens with the distance ahead. All
 members share the noise model, so one Cholesky factor whitens everything, and the three coefficients are
 eliminated one after the other in closed form, for all members at once.
 """
