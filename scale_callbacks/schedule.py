@@ -48,8 +48,8 @@ class Schedule:
             ValueError: steps not increasing, negative or not finite, lengths that differ, a rate that is
                 negative or not finite, or no positive rate at all.
         """
-        x = np.atleast_1d(np.asarray(steps, dtype=np.float64))
-        y = np.atleast_1d(np.asarray(learning_rates, dtype=np.float64))
+        x = np.atleast_1d(np.array(steps, dtype=np.float64))
+        y = np.atleast_1d(np.array(learning_rates, dtype=np.float64))
         _check_points(x, y)
         if x[0] > 0:
             x, y = np.concatenate(([0.0], x)), np.concatenate(([0.0], y))
@@ -59,11 +59,12 @@ class Schedule:
             whole = np.unique(np.concatenate((np.floor(x), np.ceil(x))))
             whole = whole[whole <= last]
             x, y = whole, np.interp(whole, x, y)
-        if not np.any(y[x >= 1] > 0):
+        plan = cls(x, y)
+        if not plan.area(plan.horizon) > 0:
             raise ValueError(
                 "the plan has no positive learning rate from step 1 on: give the rates that are applied"
             )
-        return cls(x, y)
+        return plan
 
     @classmethod
     def from_function(cls, function: Callable[[int], float], horizon: int) -> Self:

@@ -1,0 +1,274 @@
+"""The one object an adapter holds: keeps the curve, forecasts when due, asks the rules, feeds the sinks."""
+
+import logging
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scale_callbacks.curve import Curve
+from scale_callbacks.forecast import Forecast
+from scale_callbacks.schedule import Schedule
+from scale_callbacks.sinks import ForecastPoint, Record, Setting, Sink, Summary
+from scale_callbacks.stopping import Decision, Rule
+
+_log = logging.getLogger("scale_callbacks")
+
+STATE_VERSION = 1
+FIRST = 0.01  # share of the plan at which the first forecast is due
+RATIO = 1.1  # geometric spacing at first: early on much changes
+LINEAR = 1 / 80  # then as often as this share of the plan
+
+
+class Forecaster(Protocol):
+    """What the monitor needs of a forecaster."""
+
+    @property
+    def schedule(self) -> Schedule | None: ...  # noqa: D102
+    @property
+    def curve(self) -> Curve: ...  # noqa: D102
+    @property
+    def horizon(self) -> int: ...  # noqa: D102
+    @property
+    def settings(self) -> Mapping[str, Setting]: ...  # noqa: D102
+    def observe(self, steps: Any, losses: Any, *, extra: Any = None) -> None: ...  # noqa: D102
+    def forecast(self) -> Forecast | None: ...  # noqa: D102
+    def state_dict(self) -> dict[str, Any]: ...  # noqa: D102
+    def load_state_dict(self, state: Mapping[str, Any]) -> None: ...  # noqa: D102
+
+
+def forecast_steps(horizon: int) -> NDArray[np.int64]:
+    """Steps at which forecasts are due: geometric, then linear, at most about a hundred.
+
+    They depend on the horizon alone, so that a resumed run repeats them and their whole cost is bounded.
+
+    >>> forecast_steps(1000)[:5].tolist(), len(forecast_steps(1000)), len(forecast_steps(10**9))
+    ([10, 11, 13, 14, 15], 97, 97)
+    """
+    bend = LINEAR / (RATIO - 1)  # where the geometric spacing has grown to the linear one
+    early = FIRST * RATIO ** np.arange(math.ceil(math.log(bend / FIRST, RATIO)))
+    late = np.arange(1.0, bend, -LINEAR)[::-1]
+    return np.unique(np.ceil(np.concatenate((early, late)) * horizon - 1e-6).astype(np.int64))
+
+
+class Monitor:
+    """Watches one run: hand it every loss, it forecasts when due and never raises in mid-training.
+
+    A plain loop uses it directly; every adapter holds one. What fails inside (a law, a rule, a sink) is
+    logged once, counted in `warnings`, and does not reach the run.
+
+    Args:
+        forecaster: a `LossForecaster` or `RewardForecaster`.
+        rules: asked in this order whenever a forecast is due; the first that wants to stop is heard.
+        sinks: take each forecast and, at `close`, the summary.
+        name: the monitored metric, for instance "train_loss".
+
+    Attributes:
+        forecast: the latest forecast; None before there is one.
+        decision: the latest decision.
+        history: all forecasts so far, at most about a hundred.
+    """
+
+    def __init__(
+        self,
+        forecaster: Forecaster,
+        *,
+        rules: Sequence[Rule] = (),
+        sinks: Sequence[Sink] = (),
+        name: str = "loss",
+    ) -> None:
+        for rule in rules:
+            if not isinstance(rule, Rule):
+                raise TypeError(f"rule {rule!r} has no method decide(forecaster)")
+        for sink in sinks:
+            if not isinstance(sink, Sink):
+                raise TypeError(f"sink {sink!r} has no methods write(record, summary) and close(summary)")
+        self.forecaster = forecaster
+        self.name = name
+        self.forecast: Forecast | None = None
+        self.decision = Decision()
+        self.history: list[ForecastPoint] = []
+        self._rules = tuple(rules)
+        self._sinks = tuple(sinks)
+        self._faults: Counter[str] = Counter()
+        self._plan = forecast_steps(forecaster.horizon)
+        self._fired: list[int] = []
+        self._last_step = 0
+        self._observed = False
+        self._closed = False
+        self._next_due = int(self._plan[0])
+
+    def observe(
+        self, step: int, value: float, *, extra: Mapping[str, float] | None = None, span: int = 1
+    ) -> Decision:
+        """Take the value of a step; forecast, decide and log when that is due.
+
+        A step at or before the last one is a restart from a checkpoint: it replaces what came after.
+
+        Args:
+            step: optimizer step, 1 or more (0 for an evaluation before training).
+            value: loss or reward at this step, or its mean over the last `span` steps.
+            extra: further metrics seen at this step.
+            span: steps the value is the mean of; it is placed at their middle.
+
+        Returns:
+            The latest decision.
+
+        Raises:
+            TypeError, ValueError: the first observation ever is not a number or the step is none. Later ones
+                are left out and counted.
+        """
+        try:
+            if step <= self._last_step and self._observed:
+                self._rewind(step)
+            self.forecaster.observe(step - (span - 1) / 2, value, extra=extra)
+        except Exception as fault:
+            if not self._observed:
+                raise
+            self._note("observation left out", fault)
+            return self.decision
+        self._observed = True
+        self._last_step = int(step)
+        if step >= self._next_due:
+            self._fire(int(step))
+        return self.decision
+
+    def due(self, step: int) -> bool:
+        """Tell whether an observation at this step makes a forecast."""
+        return step >= self._next_due
+
+    @property
+    def warnings(self) -> Mapping[str, int]:
+        """What went wrong so far, and how often."""
+        counts = dict(self._faults)
+        if self.forecaster.curve.nonfinite:
+            counts[f"{self.name} was not finite and left out"] = self.forecaster.curve.nonfinite
+        return counts
+
+    def summary(self) -> Summary:
+        """Snapshot of the run so far."""
+        return Summary(
+            name=self.name,
+            horizon=self.forecaster.horizon,
+            schedule=self.forecaster.schedule,
+            bins=self.forecaster.curve.bins(),
+            last_step=self._last_step,
+            history=tuple(self.history),
+            forecast=self.forecast,
+            decision=self.decision,
+            settings=dict(self.forecaster.settings),
+            warnings=self.warnings,
+            finished=self._last_step >= self.forecaster.horizon,
+        )
+
+    def close(self) -> None:
+        """Hand the summary to the sinks. A second call does nothing."""
+        if self._closed:
+            return
+        self._closed = True
+        for sink in self._sinks:
+            try:
+                sink.close(self.summary())
+            except Exception as fault:
+                self._note(f"{type(sink).__name__} failed to close", fault)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that a resumed run needs, as plain JSON-able data."""
+        return {
+            "version": STATE_VERSION,
+            "forecaster": self.forecaster.state_dict(),
+            "forecast": None if self.forecast is None else self.forecast.to_dict(),
+            "decision": self.decision.to_dict(),
+            "history": [[p.step, p.value, p.low, p.high, str(p.status)] for p in self.history],
+            "fired": list(self._fired),
+            "last_step": self._last_step,
+            "observed": self._observed,
+            "faults": dict(self._faults),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue where `state_dict` was taken.
+
+        Raises:
+            ValueError: the state was written by a newer version of this package.
+        """
+        if state["version"] > STATE_VERSION:
+            raise ValueError(
+                f"monitor state has version {state['version']}, this package reads up to {STATE_VERSION}: "
+                "update scale-callbacks"
+            )
+        self.forecaster.load_state_dict(state["forecaster"])
+        self.forecast = None if state["forecast"] is None else Forecast.from_dict(state["forecast"])
+        self.decision = Decision.from_dict(state["decision"])
+        self.history = [ForecastPoint(*point) for point in state["history"]]
+        self._fired = [int(step) for step in state["fired"]]
+        self._last_step = int(state["last_step"])
+        self._observed = bool(state["observed"])
+        self._faults = Counter(state["faults"])
+        self._next_due = self._due_after(self._fired[-1] if self._fired else 0)
+
+    def _rewind(self, step: int) -> None:
+        self._fired = [fired for fired in self._fired if fired < step]
+        self.history = [point for point in self.history if point.step < step]
+        self._next_due = self._due_after(self._fired[-1] if self._fired else 0)
+
+    def _due_after(self, step: int) -> int:
+        i = int(np.searchsorted(self._plan, step, side="right"))
+        if i < len(self._plan):
+            return int(self._plan[i])
+        return math.ceil(step * RATIO)  # past the horizon: rarer and rarer
+
+    def _fire(self, step: int) -> None:
+        self._fired.append(step)
+        self._next_due = self._due_after(step)
+        try:
+            self.forecast = self.forecaster.forecast()
+        except Exception as fault:
+            self._note("forecast failed", fault)
+            return
+        if self.forecast is not None:
+            f = self.forecast
+            self.history.append(ForecastPoint(step, f.value, f.low, f.high, str(f.status)))
+        self.decision = self._decide()
+        record = Record(self.name, step, self.forecast, self.decision, self._metrics(step))
+        summary = self.summary() if self._sinks else None
+        for sink in self._sinks:
+            try:
+                sink.write(record, summary)  # type: ignore[arg-type]
+            except Exception as fault:
+                self._note(f"{type(sink).__name__} failed to write", fault)
+
+    def _decide(self) -> Decision:
+        decisions = []
+        for rule in self._rules:
+            try:
+                decisions.append(rule.decide(self.forecaster))
+            except Exception as fault:
+                self._note(f"{type(rule).__name__} failed to decide", fault)
+        stops = [decision for decision in decisions if decision.stop]
+        return next(iter(stops or decisions), Decision())
+
+    def _metrics(self, step: int) -> dict[str, float]:
+        metrics: dict[str, float] = {}
+        if self.forecast is not None:
+            key = f"forecast/{self.name}"
+            metrics |= {
+                key: self.forecast.value,
+                f"{key}_low": self.forecast.low,
+                f"{key}_high": self.forecast.high,
+            }
+        if self.forecaster.schedule is not None:
+            metrics["lr_area"] = self.forecaster.schedule.area(step)
+            metrics["lr_annealing_area"] = self.forecaster.schedule.annealing_area(step)
+        return metrics
+
+    def _note(self, what: str, fault: Exception) -> None:
+        """Count a fault; log its first occurrence (logging, since a warning may be turned into an error)."""
+        self._faults[what] += 1
+        if self._faults[what] == 1:
+            _log.warning(
+                "%s: %s: %s (further ones are counted, training goes on)", what, type(fault).__name__, fault
+            )
