@@ -104,7 +104,9 @@ def _draw_loss(axes: Axes, summary: Summary) -> None:
     forecast = summary.forecast
     marker = "o" if len(steps) <= 30 else ""
     axes.fill_between(steps, mean - spread, mean + spread, color=_SEEN, alpha=0.16, lw=0)
-    axes.plot(steps, mean, color=_SEEN, lw=1.1, marker=marker, ms=3.5, label="seen: mean and spread of each bin")
+    axes.plot(
+        steps, mean, color=_SEEN, lw=1.1, marker=marker, ms=3.5, label="seen: mean and spread of each bin"
+    )
     if len(steps) == 0:
         _empty(axes, "no loss seen yet")
     if forecast is not None:
@@ -115,7 +117,9 @@ def _draw_loss(axes: Axes, summary: Summary) -> None:
         ahead = grid >= min(summary.last_step, grid[-1])
         axes.fill_between(grid[ahead], low[ahead], high[ahead], color=_FORECAST, alpha=0.2, lw=0)
         axes.plot(grid, value, color=_FORECAST, lw=1.2, ls=(0, (4, 3)))
-        axes.plot(grid[ahead], value[ahead], color=_FORECAST, lw=2.2, label="forecast: median path and interval")
+        axes.plot(
+            grid[ahead], value[ahead], color=_FORECAST, lw=2.2, label="forecast: median path and interval"
+        )
         _draw_final(axes, summary)
     truth = measured_final(summary)
     if truth is not None:
@@ -152,13 +156,17 @@ def _draw_final(axes: Axes, summary: Summary) -> None:
     }
     at = (1.0, forecast.value)
     axes.annotate(value, at, xytext=(16, 2), size=17, weight="bold", va="bottom", **note)
-    axes.annotate(f"{low} to {high}\n{forecast.level:.0%} interval", at, xytext=(16, -2), size=10, va="top", **note)
+    axes.annotate(
+        f"{low} to {high}\n{forecast.level:.0%} interval", at, xytext=(16, -2), size=10, va="top", **note
+    )
 
 
 def _draw_rate(axes: Axes, summary: Summary) -> None:
     schedule, seen = summary.schedule, float(summary.last_step)
     grid = np.unique(np.concatenate([np.linspace(0.0, _horizon(summary), 500), schedule.steps, [seen]]))
-    rate, area, annealing = (np.asarray(f(grid)) for f in (schedule.lr, schedule.area, schedule.annealing_area))
+    rate, area, annealing = (
+        np.asarray(f(grid)) for f in (schedule.lr, schedule.area, schedule.annealing_area)
+    )
     past, plan = grid <= seen, grid >= seen
     axes.fill_between(grid[past], rate[past], color=_RATE, alpha=0.28, lw=0)
     axes.fill_between(grid[plan], rate[plan], color=_RATE, alpha=0.09, lw=0)
@@ -169,11 +177,16 @@ def _draw_rate(axes: Axes, summary: Summary) -> None:
     axes.set_ylabel("learning rate", color=_INK)
     axes.ticklabel_format(axis="y", style="sci", scilimits=(-2, 4), useMathText=True)
     row = 0.95
-    for curve, label, style in ((area, "\u2014 area S1", "-"), (annealing, "\u00b7\u00b7\u00b7 annealing area", ":")):
+    for curve, label, style in (
+        (area, "\u2014 area S1", "-"),
+        (annealing, "\u00b7\u00b7\u00b7 annealing area", ":"),
+    ):
         if curve[-1] > 0:
             axes.plot(grid, curve / curve[-1] * top, color=_AREA, lw=1.2, ls=style)
             _margin(axes, row, label, color=_AREA, size=10)
-            _margin(axes, row - 0.17, f"{np.interp(seen, grid, curve) / curve[-1]:.0%} seen", color=_AREA, size=10)
+            _margin(
+                axes, row - 0.17, f"{np.interp(seen, grid, curve) / curve[-1]:.0%} seen", color=_AREA, size=10
+            )
             row -= 0.45
 
 
@@ -184,7 +197,9 @@ def _draw_past(axes: Axes, summary: Summary) -> None:
     if not points:
         _empty(axes, "no forecast yet")
         return
-    steps, value, low, high = (np.array([getattr(p, f) for p in points]) for f in ("step", "value", "low", "high"))
+    steps, value, low, high = (
+        np.array([getattr(p, f) for p in points]) for f in ("step", "value", "low", "high")
+    )
     axes.fill_between(steps, low, high, color=_FORECAST, alpha=0.2, lw=0)
     size = 12.0 if len(points) > 15 else 28.0
     axes.plot(steps, value, color=_FORECAST, lw=1.4)
@@ -199,9 +214,17 @@ def _draw_past(axes: Axes, summary: Summary) -> None:
     if truth is not None:
         axes.axhline(truth, color=_TRUTH, lw=1.6, ls=(0, (6, 3)))
         digits = _rounded(truth, low[-1], high[-1])[0]
-        note = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points", "annotation_clip": False}
-        axes.annotate(digits, (1.0, truth), xytext=(16, 0), size=13, weight="bold", va="bottom", color=_TRUTH, **note)
-        axes.annotate("measured\nat the end", (1.0, truth), xytext=(16, -3), size=10, va="top", color=_TRUTH, **note)
+        note = {
+            "xycoords": ("axes fraction", "data"),
+            "textcoords": "offset points",
+            "annotation_clip": False,
+        }
+        axes.annotate(
+            digits, (1.0, truth), xytext=(16, 0), size=13, weight="bold", va="bottom", color=_TRUTH, **note
+        )
+        axes.annotate(
+            "measured\nat the end", (1.0, truth), xytext=(16, -3), size=10, va="top", color=_TRUTH, **note
+        )
     axes.set_ylim(_past_limits(steps, low, high, value, truth))
 
 

@@ -67,7 +67,9 @@ def test_step_zero_is_kept() -> None:
 def test_a_rewind_replaces_what_came_after_exactly(cut: int) -> None:
     steps, values = noisy(600)
     rewound = fed((steps, values), (steps[cut - 1 :], values[cut - 1 :] + 1.0)).state_dict()
-    straight = fed((steps[: cut - 1], values[: cut - 1]), (steps[cut - 1 :], values[cut - 1 :] + 1.0)).state_dict()
+    straight = fed(
+        (steps[: cut - 1], values[: cut - 1]), (steps[cut - 1 :], values[cut - 1 :] + 1.0)
+    ).state_dict()
     assert rewound.pop("rewinds") == 1
     assert straight.pop("rewinds") == 0
     assert rewound == straight
