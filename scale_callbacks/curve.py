@@ -1,0 +1,311 @@
+"""Curve: a bounded, exact-to-resume summary of the (step, value) pairs a run has shown so far."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, SupportsFloat, TypeAlias, cast
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+Floats: TypeAlias = NDArray[np.float64]
+_Stream: TypeAlias = tuple[int, float, float, float, float, float, float, int]
+# observations, last step, level, drift, mean |second difference|, last value, the one before, clips in a row
+
+LARGEST = 1e100  # beyond it sums of squares overflow: counted as non-finite
+_GROWTH = 1.5  # bin edges are horizon * (i / bins) ** 1.5: finer where the curve bends
+_RING = 1024  # raw observations kept for exact rewinds
+_BLANK: _Stream = (0, -1.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0)
+
+
+@dataclass(frozen=True)
+class Bins:
+    """The occupied bins of a curve, in order of steps; read-only arrays of one length.
+
+    Attributes:
+        steps: mean step of the observations in each bin.
+        mean: their mean value.
+        robust: their mean value after isolated spikes were pulled in.
+        spread: their standard deviation (0 for a single observation).
+        count: how many there are.
+    """
+
+    steps: Floats
+    mean: Floats
+    robust: Floats
+    spread: Floats
+    count: Floats
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+
+class Curve:
+    """What a run has shown so far, in at most `bins` bins whatever its length.
+
+    Every observation is folded in by itself with plain floats, so the split of a stream over calls changes
+    nothing. A call that starts at or before the last step rewinds: what came after is replaced. A rewind is
+    exact while the last 1,024 observations reach back to the start of the bin it cuts; further back, the part
+    of that one bin that can no longer be rebuilt is left out. Steps past the horizon are kept: bins are then
+    merged in pairs, which stretches the same edges by 2**1.5.
+
+    Args:
+        horizon: planned number of optimizer steps, at least 1.
+        bins: how many bins the planned run is summarised in (even, at least 8).
+        robust: whether isolated spikes are pulled in for `Bins.robust`.
+
+    >>> curve = Curve(100)
+    >>> curve.observe([1, 2, 3], [4.0, 3.0, float("nan")])
+    >>> curve.n, curve.nonfinite, curve.last_step
+    (2, 1, 2)
+    """
+
+    def __init__(self, horizon: int, *, bins: int = 384, robust: bool = True) -> None:
+        if not horizon >= 1:
+            raise ValueError(f"horizon must be at least 1 step, got {horizon!r}")
+        if bins < 8 or bins % 2:
+            raise ValueError(f"bins must be an even number of at least 8, got {bins!r}")
+        self._robust = bool(robust)
+        self._edge = float(horizon)  # the step at which the last bin ends
+        self._size = int(bins)
+        self._rows: list[list[float]] = [[0.0] * 5 for _ in range(bins)]  # n, step, value, M2, robust: means
+        self._starts: list[_Stream | None] = [None] * bins  # the stream's state before each bin's first value
+        self._stream: _Stream = _BLANK
+        self._ring: deque[tuple[float, float]] = deque(maxlen=_RING)
+        self._first = -1.0
+        self.nonfinite = 0
+        self.rewinds = 0
+
+    @property
+    def n(self) -> int:
+        """Finite observations in the curve."""
+        return self._stream[0]
+
+    @property
+    def first_step(self) -> float | None:
+        """Step of the first finite observation."""
+        return _tidy(self._first) if self.n else None
+
+    @property
+    def last_step(self) -> float | None:
+        """Step of the last finite observation."""
+        return _tidy(self._stream[1]) if self.n else None
+
+    @property
+    def last_value(self) -> float | None:
+        """Value of the last finite observation."""
+        return self._stream[5] if self.n else None
+
+    @property
+    def noise(self) -> float:
+        """Standard deviation of one observation, from second differences (blind to the trend)."""
+        return 0.512 * self._stream[4]  # mean |second difference| of white noise is sqrt(12 / pi) of its sd
+
+    def observe(self, steps: ArrayLike | SupportsFloat, values: ArrayLike | SupportsFloat) -> None:
+        """Fold in one observation or a batch of them.
+
+        Args:
+            steps: optimizer steps, 0 or later; a scalar or a sequence, strictly increasing.
+            values: the values measured there, as many as steps.
+
+        Raises:
+            TypeError: for what is not a number.
+            ValueError: for lengths that differ; for steps negative, not finite or not increasing.
+        """
+        xs, ys = as_floats(steps, "steps"), as_floats(values, "values")
+        if len(xs) != len(ys):
+            raise ValueError(f"steps and values must be equally long, got {len(xs)} and {len(ys)}")
+        check_steps(xs)
+        for step, value in zip(xs, ys, strict=True):
+            if not -LARGEST < value < LARGEST:  # false for NaN too
+                self.nonfinite += 1
+                continue
+            if step <= self._stream[1]:
+                self._rewind(step)
+                self.rewinds += 1
+            self._add(step, value)
+
+    def bins(self) -> Bins:
+        """The occupied bins so far."""
+        table = np.array([row for row in self._rows if row[0]], dtype=np.float64).reshape(-1, 5)
+        count, steps, mean, squares, robust = table.T.copy()
+        columns = (steps, mean, robust, np.sqrt(squares / np.maximum(count, 1.0)), count)
+        for column in columns:
+            column.flags.writeable = False
+        return Bins(*columns)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything the curve holds, as plain JSON data."""
+        return {
+            "robust": self._robust,
+            "edge": self._edge,
+            "bins": self._size,
+            "rows": {str(i): list(row) for i, row in enumerate(self._rows) if row[0]},
+            "starts": {str(i): list(start) for i, start in enumerate(self._starts) if start is not None},
+            "stream": list(self._stream),
+            "ring": [list(pair) for pair in self._ring],
+            "first": self._first,
+            "nonfinite": self.nonfinite,
+            "rewinds": self.rewinds,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over a state made by `state_dict`; the curve then goes on exactly as the saved one would."""
+        self._robust, self._edge = bool(state["robust"]), float(state["edge"])
+        self._size = int(state["bins"])
+        rows, starts = state["rows"], state["starts"]
+        self._rows = [[float(v) for v in rows.get(str(i), [0.0] * 5)] for i in range(self._size)]
+        self._starts = [_as_stream(starts[str(i)]) if str(i) in starts else None for i in range(self._size)]
+        self._stream = _as_stream(state["stream"])
+        self._ring = deque(((float(s), float(v)) for s, v in state["ring"]), maxlen=_RING)
+        self._first = float(state["first"])
+        self.nonfinite, self.rewinds = int(state["nonfinite"]), int(state["rewinds"])
+
+    def _bin(self, step: float) -> int:
+        index = int(self._size * (step / self._edge) ** (1.0 / _GROWTH))
+        return index if index < self._size else self._size - 1
+
+    def _add(self, step: float, value: float) -> None:
+        while step > self._edge:
+            self._widen()
+        index = self._bin(step)
+        if self._starts[index] is None:
+            self._starts[index] = self._stream
+        if not self._stream[0]:
+            self._first = step
+        self._ring.append((step, value))
+        self._stream, robust = _advance(self._stream, step, value)
+        row = self._rows[index]
+        row[0] = count = row[0] + 1.0
+        off = value - row[2]
+        row[1] += (step - row[1]) / count
+        row[2] += off / count
+        row[3] += off * (value - row[2])
+        row[4] += ((robust if self._robust else value) - row[4]) / count
+
+    def _widen(self) -> None:
+        half = self._size // 2
+        pairs = [(self._rows[2 * i], self._rows[2 * i + 1]) for i in range(half)]
+        starts = [self._starts[2 * i] or self._starts[2 * i + 1] for i in range(half)]
+        self._rows = [_merged(a, b) for a, b in pairs] + [[0.0] * 5 for _ in range(half)]
+        self._starts = starts + [None] * half
+        self._edge *= 2.0**_GROWTH
+
+    def _rewind(self, step: float) -> None:
+        cut = self._bin(step) if step <= self._edge else self._size
+        for index in range(self._size - 1, cut, -1):
+            self._drop(index)
+        if cut < self._size and self._starts[cut] is not None:
+            self._drop(cut)
+        while self._ring and self._ring[-1][0] >= step:
+            self._ring.pop()
+        again: list[tuple[float, float]] = []
+        while self._ring and self._ring[-1][0] > self._stream[1]:
+            again.append(self._ring.pop())
+        for pair in reversed(again):
+            self._add(*pair)
+
+    def _drop(self, index: int) -> None:
+        start = self._starts[index]
+        if start is not None:
+            self._rows[index], self._starts[index], self._stream = [0.0] * 5, None, start
+
+
+def as_floats(values: ArrayLike | SupportsFloat, name: str) -> list[float]:
+    """Plain floats from a scalar (Python, NumPy, 0-d tensor) or a one-dimensional sequence.
+
+    Raises:
+        TypeError: for strings and other things that are no numbers, naming them.
+    """
+    if not isinstance(values, (str, bytes)):
+        try:
+            return [float(cast(SupportsFloat, values))] if not _has_length(values) else _listed(values)
+        except (TypeError, ValueError):
+            pass
+    raise TypeError(
+        f"{name} must be a number or a sequence of numbers, got {values!r}: convert it with float()"
+    )
+
+
+def check_steps(steps: list[float]) -> None:
+    """Raise ValueError, naming the values, unless steps are finite, not negative and strictly increasing."""
+    previous = -1.0
+    for step in steps:
+        if not 0.0 <= step < float("inf"):
+            raise ValueError(
+                f"steps must be finite and not negative, got {step!r}: count optimizer steps from 1"
+            )
+        if step <= previous:
+            raise ValueError(
+                f"steps must increase within one call, got {step:g} after {previous:g}: "
+                "sort them, or observe a restart from a checkpoint in a call of its own"
+            )
+        previous = step
+
+
+def _has_length(values: object) -> bool:
+    return np.ndim(cast(Any, values)) > 0 if not hasattr(values, "ndim") else bool(values.ndim)
+
+
+def _listed(values: object) -> list[float]:
+    array = np.asarray(values)
+    if array.ndim != 1 or (array.size and array.dtype.kind not in "fiub"):
+        raise TypeError
+    return cast(list[float], array.astype(np.float64).tolist())
+
+
+def _tidy(step: float) -> float:
+    return int(step) if step == int(step) else step
+
+
+def _as_stream(values: Any) -> _Stream:
+    count, *floats, clipped = values
+    step, level, drift, rough, last, before = map(float, floats)
+    return int(count), step, level, drift, rough, last, before, int(clipped)
+
+
+def _merged(a: list[float], b: list[float]) -> list[float]:
+    if not (a[0] and b[0]):
+        return a if a[0] else b
+    count = a[0] + b[0]
+    share = b[0] / count
+    step, value, robust = (a[i] + share * (b[i] - a[i]) for i in (1, 2, 4))
+    return [count, step, value, a[3] + b[3] + a[0] * share * (b[2] - a[2]) ** 2, robust]
+
+
+def _advance(stream: _Stream, step: float, value: float) -> tuple[_Stream, float]:
+    """The stream after one more value, and that value with an isolated spike pulled in.
+
+    The centre is Brown's double exponential smoothing (level plus drift), the width five standard deviations
+    plus a few percent of the level. Four clipped values in a row are a jump, not a spike: the level follows.
+    """
+    count, _, level, drift, rough, last, before, clipped = stream
+    if count == 0:
+        return (1, step, value, 0.0, 0.0, value, value, 0), value
+    size = level if level >= 0.0 else -level
+    if count >= 2:
+        bend = abs(value - 2.0 * last + before)
+        weight = max(2.0 / count, 0.02)
+        rough = bend if count == 2 else rough + weight * (min(bend, 3.0 * rough + 1e-5 * size) - rough)
+    kept = value
+    if count >= 20:
+        centre, width = level + drift, 2.5 * rough
+        high, low = centre + width + 0.02 * size, centre - width - 0.05 * size
+        kept = high if value > high else low if value < low else value
+        clipped = 0 if kept == value else clipped + 1
+        if clipped >= 4:
+            return (count + 1, step, value, 0.0, rough, value, last, 0), value
+    off = kept - level
+    pace = max(1.0 / (count + 1), 0.1)
+    return (
+        count + 1,
+        step,
+        level + pace * off,
+        drift + pace * (off - drift),
+        rough,
+        value,
+        last,
+        clipped,
+    ), kept

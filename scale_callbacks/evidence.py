@@ -1,0 +1,102 @@
+"""Evidence: the part of a curve that the laws are asked to explain, in units free of scale."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scale_callbacks.curve import Bins
+
+Floats = NDArray[np.float64]
+
+MOST = 96  # bins handed to the bank: more change no forecast
+LAST = 0.01  # share of the plan whose mean loss is forecast
+_TINY = 1e-12
+
+
+@dataclass(frozen=True)
+class Units:
+    """Loss over its present level; shifted first where that level is not clearly positive.
+
+    Attributes:
+        level: the present loss, which becomes 1.
+        scale: what one unit is worth.
+    """
+
+    level: float
+    scale: float
+
+    @classmethod
+    def of(cls, used: Bins) -> Self:
+        """Take the median of the last three bins for the present level."""
+        level = float(np.median(used.robust[-3:]))
+        span = float(np.ptp(used.robust))
+        scale = level if level > 1e-3 * span else max(abs(level), span)
+        return cls(level, scale if scale > 0.0 else _TINY)
+
+    @property
+    def positive(self) -> bool:
+        """Whether the loss is one that stays above zero."""
+        return self.scale == self.level
+
+    def inward(self, losses: Floats) -> Floats:
+        """From the loss's own units."""
+        return np.asarray((losses - self.level) / self.scale + 1.0, dtype=np.float64)
+
+    def outward(self, values: Floats) -> Floats:
+        """Back to the loss's own units; a positive loss stays positive, bent only below half its level."""
+        if self.positive:
+            bent = 0.5 * np.exp(np.clip(2.0 * values - 1.0, -600.0, 0.0))
+            values = np.where(values > 0.5, values, bent)
+        return np.asarray((values - 1.0) * self.scale + self.level, dtype=np.float64)
+
+
+def usable(bins: Bins, horizon: float, warmup: float, skip: tuple[float, float, float]) -> Bins:
+    """The bins that follow a law: not the first steps, not the warm-up, at least the last four.
+
+    Args:
+        bins: all occupied bins.
+        horizon: last step of the plan.
+        warmup: last step of the leading warm-up.
+        skip: left out are bins before these shares of the plan, of what was seen, and of the warm-up
+            (but of the warm-up never more than half of what was seen).
+    """
+    seen = float(bins.steps[-1])
+    start = max(skip[0] * horizon, skip[1] * seen, min(skip[2] * warmup, 0.5 * seen))
+    kept = bins.steps > start
+    kept[-4:] = True
+    return gathered(_chosen(bins, kept), horizon)
+
+
+def gathered(bins: Bins, horizon: float) -> Bins:
+    """Merge neighbours into at most `MOST` bins, finer where the curve bends."""
+    if len(bins) <= MOST:
+        return bins
+    place = (MOST * np.minimum(bins.steps / horizon, 1.0) ** (2.0 / 3.0)).astype(np.intp)
+    starts = np.flatnonzero(np.concatenate(([True], np.diff(np.minimum(place, MOST - 1)) > 0)))
+    count = np.add.reduceat(bins.count, starts)
+
+    def pooled(column: Floats) -> Floats:
+        return np.asarray(np.add.reduceat(column * bins.count, starts) / count, dtype=np.float64)
+
+    return Bins(
+        pooled(bins.steps), pooled(bins.mean), pooled(bins.robust), np.sqrt(pooled(bins.spread**2)), count
+    )
+
+
+def measured_end(bins: Bins, last_step: float, horizon: float) -> tuple[float, float]:
+    """(share, mean): how much of the last 1% of the plan was already measured, and its mean so far."""
+    start = (1.0 - LAST) * horizon
+    inside = bins.steps > start
+    if not inside.any():
+        return 0.0, 0.0
+    share = min((last_step - start) / (horizon - start), 1.0)
+    count = bins.count[inside]
+    return share, float(bins.mean[inside] @ count / count.sum())
+
+
+def _chosen(bins: Bins, kept: NDArray[np.bool_]) -> Bins:
+    return Bins(bins.steps[kept], bins.mean[kept], bins.robust[kept], bins.spread[kept], bins.count[kept])

@@ -1,0 +1,203 @@
+"""LossForecaster: feed it (step, loss), ask where the run is heading."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, SupportsFloat
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from scale_callbacks.bank import Evidence, LawBank
+from scale_callbacks.curve import Bins, Curve, as_floats
+from scale_callbacks.evidence import LAST, Units, measured_end, usable
+from scale_callbacks.forecast import Forecast, Status
+from scale_callbacks.laws.base import plan_of
+from scale_callbacks.mixture import Mixture, quantiles
+from scale_callbacks.prior import Prior, load_prior
+from scale_callbacks.schedule import Schedule
+
+Floats = NDArray[np.float64]
+
+FEWEST = 8  # observations before a forecast is made
+_PATH = 48  # points of the path
+
+
+class LossForecaster:
+    """Forecasts the mean loss over the last 1% of a run's plan, from what was seen so far.
+
+    Args:
+        schedule: the whole learning-rate plan, its future included.
+        level: probability that the interval is to hold the final loss with.
+        references: earlier runs of the same set-up, whose laws become the prior of this one.
+        prior: population prior: a `Prior`, or the name of one that comes with the package.
+        steps_per_epoch: optimizer steps after which a fine-tuning run starts its data again.
+
+    Raises:
+        ValueError: level outside (0, 1), steps_per_epoch not positive.
+
+    >>> forecaster = LossForecaster(Schedule.cosine(3e-4, 1000, warmup=10))
+    >>> steps = np.arange(1, 501)
+    >>> forecaster.observe(steps, 2.0 + 4.0 * steps**-0.4)
+    >>> forecast = forecaster.forecast()
+    >>> forecast.low < forecast.value < forecast.high
+    True
+    """
+
+    def __init__(
+        self,
+        schedule: Schedule,
+        *,
+        level: float = 0.9,
+        references: Sequence[LossForecaster] = (),
+        prior: Prior | str = "population",
+        steps_per_epoch: float | None = None,
+    ) -> None:
+        if not 0.0 < level < 1.0:
+            raise ValueError(f"level={level!r} must lie between 0 and 1, for instance 0.9")
+        if steps_per_epoch is not None and not 0.0 < steps_per_epoch < math.inf:
+            raise ValueError(f"steps_per_epoch={steps_per_epoch!r} must be positive")
+        self.schedule = schedule
+        self.level = float(level)
+        self.prior = load_prior(prior) if isinstance(prior, str) else prior
+        self.references = tuple(references)
+        self.steps_per_epoch = steps_per_epoch
+        self.curve = Curve(schedule.horizon)
+        self._bank = LawBank(plan_of(schedule), self.prior)
+
+    @property
+    def horizon(self) -> int:
+        """The step forecast at: the plan's last, or the last observed one where that is later."""
+        return max(self.schedule.horizon, math.ceil(self.curve.last_step or 0))
+
+    @property
+    def settings(self) -> dict[str, str | float | int | bool]:
+        """Plain values that tell how the forecasts are made."""
+        return {
+            "level": self.level,
+            "prior": self.prior.name,
+            "references": len(self.references),
+            "steps_per_epoch": self.steps_per_epoch or 0.0,
+            "horizon": self.schedule.horizon,
+            "peak_lr": self.schedule.peak,
+            "warmup": self.schedule.warmup,
+        }
+
+    def observe(
+        self,
+        steps: ArrayLike | SupportsFloat,
+        losses: ArrayLike | SupportsFloat,
+        *,
+        extra: Mapping[str, ArrayLike | SupportsFloat] | None = None,
+    ) -> None:
+        """Take in losses, one or many.
+
+        Args:
+            steps: optimizer steps, strictly increasing within a call; an earlier one than the last rewinds.
+            losses: the losses there; non-finite ones are counted and left out.
+            extra: further values at the same steps, by name.
+
+        Raises:
+            TypeError: for what is not a number.
+            ValueError: for lengths that differ or steps that are negative or not increasing.
+        """
+        count = len(as_floats(steps, "steps"))
+        for name, values in (extra or {}).items():
+            if len(as_floats(values, name)) != count:
+                raise ValueError(f"extra[{name!r}] must hold {count} values, one a step")
+        self.curve.observe(steps, losses)
+
+    def forecast(self) -> Forecast | None:
+        """The forecast from what was seen, None before 8 usable observations."""
+        if self.curve.n < FEWEST:
+            return None
+        bins, horizon = self.curve.bins(), float(self.horizon)
+        used = usable(bins, horizon, min(self.schedule.warmup, horizon), self.prior.skip)
+        units = Units.of(used)
+        noise = self.curve.noise / units.scale
+        values = units.inward(used.robust)
+        evidence = Evidence(used.steps, values, noise**2 / used.count + self.prior.floor**2)
+        points = _path_steps(float(bins.steps[0]), horizon)
+        mixture = self._bank_for(horizon).predict(evidence, points)
+        edges = self._edges(self._ended(mixture, bins, units, noise))
+        path = _over_observed([units.outward(edge) for edge in edges], points, bins, float(used.steps[0]))
+        return self._told(points, path, mixture.laws)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything learned from the run, as plain JSON data."""
+        return {"version": 1, "curve": self.curve.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a saved state; forecasts are then bit for bit those of the saved forecaster."""
+        self.curve.load_state_dict(state["curve"])
+
+    def _bank_for(self, horizon: float) -> LawBank:
+        if horizon == self.schedule.horizon:
+            return self._bank
+        return LawBank(plan_of(self.schedule, horizon), self.prior)
+
+    def _ended(self, mixture: Mixture, bins: Bins, units: Units, noise: float) -> Mixture:
+        """The mixture with what was measured of the last 1% put in, and the noise of its mean added."""
+        last = float(bins.steps[-1]) if self.curve.last_step is None else float(self.curve.last_step)
+        share, measured = measured_end(bins, last, self.horizon)
+        observations = max(1.0, LAST * self.horizon * self.curve.n / max(last, 1.0))
+        mean, variance = mixture.mean.copy(), mixture.variance.copy()
+        if share > 0.0:
+            mean[:, -1] += share * (units.inward(np.array([measured])) - mean[:, -1])
+            variance[:, -1] *= (1.0 - share) ** 2
+        variance += noise**2 / observations + (0.1 * self.prior.floor) ** 2
+        return Mixture(mixture.weights, mean, variance, mixture.laws)
+
+    def _edges(self, mixture: Mixture) -> list[Floats]:
+        """(value, low, high) along the path: the mixture's quantiles at the end, their shape before it."""
+        mean, sd = mixture.moments()
+        tail = 0.5 * (1.0 - self.level)
+        end = quantiles(
+            mixture.weights, mixture.mean[:, -1], np.sqrt(mixture.variance[:, -1]), (0.5, tail, 1.0 - tail)
+        )
+        seen = float(self.curve.last_step or 0) / self.horizon
+        shares, factors = np.array(self.prior.calibration).T
+        factor = float(np.interp(seen, shares, factors))
+        end[1:] = end[0] + factor * (end[1:] - end[0])
+        path = mean + (end[:, None] - mean[-1]) / sd[-1] * sd
+        return [np.concatenate((row[:-2], row[-1:])) for row in path]
+
+    def _told(self, points: Floats, path: list[Floats], laws: dict[str, float]) -> Forecast:
+        middle = path[0]
+        room = 1e-9 * np.abs(middle) + 1e-300  # never an empty interval, whatever the units
+        value, low, high = middle, np.minimum(path[1], middle - room), np.maximum(path[2], middle + room)
+        ends = float(value[-1]), float(low[-1]), float(high[-1])
+        step = int(self.curve.last_step or 0)
+        return Forecast(
+            *ends,
+            level=self.level,
+            step=step,
+            horizon=self.horizon,
+            status=self._status(step),
+            path_steps=tuple(points.tolist()),
+            path_value=tuple(value.tolist()),
+            path_low=tuple(low.tolist()),
+            path_high=tuple(high.tolist()),
+            weights=laws,
+        )
+
+    def _status(self, step: float) -> Status:
+        if step > self.schedule.horizon:
+            return Status.PAST_HORIZON
+        return Status.EARLY if step < 0.1 * self.horizon else Status.OK
+
+
+def _path_steps(first: float, horizon: float) -> Floats:
+    """Steps from the first seen to the horizon, closer together where the curve bends."""
+    start = min(first / horizon, 1.0) ** (2.0 / 3.0)
+    steps = horizon * np.linspace(start, 1.0, _PATH) ** 1.5
+    steps[0], steps[-1] = min(first, horizon), horizon
+    return np.unique(steps)
+
+
+def _over_observed(path: list[Floats], points: Floats, bins: Bins, start: float) -> list[Floats]:
+    """The path with what was observed put in where no law is fitted: before `start`."""
+    early = points < start
+    observed = np.interp(points, bins.steps, bins.robust)
+    return [np.where(early, observed, edge) for edge in path]

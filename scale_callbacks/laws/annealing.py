@@ -1,0 +1,30 @@
+"""The annealing law's drop: proportional to the annealing area, a momentum over the falls of the rate."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from scale_callbacks.laws.base import Plan, Shapes, to_come
+
+
+class AnnealingArea:
+    """Members S2(λ): each fall of the rate sinks in with a memory of 1/(1 − λ) steps.
+
+    Scaled by (1 − λ) over the peak rate, so that a fall from the peak to zero long ago counts 1.
+
+    Source: L = L0 + A·S1^-α − C·S2, Tissue et al. 2024, arXiv 2408.11029, equation 1.
+
+    Args:
+        memories: 1/(1 − λ) as shares of the horizon.
+    """
+
+    def __init__(self, memories: tuple[float, ...]) -> None:
+        self.memories = memories
+
+    def __call__(self, plan: Plan) -> Shapes:
+        """Tabulate the members over a plan; none where the rate never changes after the warm-up."""
+        before, after, _, start = plan.falls.T
+        memories = np.array(self.memories if len(before) else (), dtype=np.float64)
+        age = np.maximum(plan.time[None, :, None] - start, 0.0)
+        sunk = -np.expm1(-age / memories[:, None, None]) @ (before - after)
+        return Shapes("annealing", to_come(sunk), {"speed": 1.0 / memories})

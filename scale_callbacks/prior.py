@@ -1,0 +1,116 @@
+"""Population priors: what finished runs tell about the next one, kept as JSON with how it was learned."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from functools import cache
+from importlib.resources import files
+from typing import Any, Self
+
+Pair = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Regime:
+    """One kind of run: how its curves bend, and how deep its cooldowns go.
+
+    Attributes:
+        name: what the runs are.
+        weight: prior probability, before the curve is seen.
+        exponent: mean and sd of the decay's exponent α.
+        slope: mean and sd of log(loss brought by one e-fold of training at the horizon, over the final loss).
+        tie: correlation of the exponent and the log slope.
+        drop: mean and sd of log(loss brought by annealing from the peak to zero, over the final loss).
+        speed: mean and sd of log(multi-power's C).
+    """
+
+    name: str
+    weight: float
+    exponent: Pair
+    slope: Pair
+    tie: float
+    drop: Pair
+    speed: Pair
+
+
+@dataclass(frozen=True)
+class Prior:
+    """Everything the bank of laws must be told before a run begins.
+
+    Attributes:
+        name: which population it speaks of.
+        source: what it was learned from, and how.
+        exponents: grid of α.
+        offsets: grid of o, shares of the plan.
+        offset_sd: sd of o.
+        slopes: grid of the decay's coefficient over the final loss.
+        slope_width: relative sd within a grid cell of `slopes`.
+        drops: grid of the drop's coefficient over the final loss.
+        drop_width: relative sd within a grid cell of `drops`.
+        speeds: grid of multi-power's C.
+        forms: (γ, κ, weight) of the multi-power members.
+        memories: (share of the horizon, weight) of the annealing law's members.
+        plain: weight of having no drop at all.
+        steps: weight of the power law in steps beside that in area.
+        regimes: kinds of runs.
+        wander: grid of the discrepancy's sd per unit of -1/area.
+        wander_weights: prior weights of that grid.
+        floor: sd of a bin's mean that no number of observations undercuts, share of the loss.
+        skip: (share of the plan, share of what was seen, warm-ups) left out at the start.
+        calibration: factors on the interval's half-widths, by share of the plan seen.
+    """
+
+    name: str
+    source: str
+    exponents: tuple[float, ...]
+    offsets: tuple[float, ...]
+    offset_sd: float
+    slopes: tuple[float, ...]
+    slope_width: float
+    drops: tuple[float, ...]
+    drop_width: float
+    speeds: tuple[float, ...]
+    forms: tuple[tuple[float, float, float], ...]
+    memories: tuple[Pair, ...]
+    plain: float
+    steps: float
+    regimes: tuple[Regime, ...]
+    wander: tuple[float, ...]
+    wander_weights: tuple[float, ...]
+    floor: float
+    skip: tuple[float, float, float]
+    calibration: tuple[Pair, ...]
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+        """Rebuild a prior from `to_dict` or from the JSON of a prior file."""
+        plain = {key: _tupled(value) for key, value in data.items() if key != "regimes"}
+        regimes = [Regime(**{k: _tupled(v) for k, v in regime.items()}) for regime in data["regimes"]]
+        return cls(**plain, regimes=tuple(regimes))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data that `from_dict` turns back into the same prior."""
+        return json.loads(json.dumps(asdict(self)))  # type: ignore[no-any-return]
+
+    def with_(self, **changes: Any) -> Self:
+        """The same prior with some attributes changed."""
+        return replace(self, **changes)
+
+
+@cache
+def load_prior(name: str = "population") -> Prior:
+    """Read a prior that comes with the package.
+
+    Raises:
+        ValueError: no prior of that name.
+    """
+    path = files("scale_callbacks") / "priors" / f"{name}.json"
+    if not path.is_file():
+        raise ValueError(f"no prior named {name!r} comes with the package: give a Prior, or 'population'")
+    return Prior.from_dict(json.loads(path.read_text()))
+
+
+def _tupled(value: Any) -> Any:
+    return tuple(map(_tupled, value)) if isinstance(value, list | tuple) else value

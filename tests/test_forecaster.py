@@ -1,0 +1,203 @@
+import json
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from scale_callbacks.forecast import Forecast, Status
+from scale_callbacks.forecaster import LossForecaster
+from scale_callbacks.schedule import Schedule
+
+T = 2000
+WSD = Schedule.wsd(1e-3, T, warmup=50, cooldown=400)
+STEPS = np.arange(1, T + 1)
+
+
+def losses(schedule: Schedule = WSD, *, noise: float = 0.01, seed: int = 0) -> np.ndarray:
+    area = schedule.area(STEPS) / schedule.area(float(T))
+    drop = 0.15 * (1.0 - schedule.lr(STEPS) / schedule.peak) * (STEPS > schedule.warmup)
+    noises = noise * np.random.default_rng(seed).standard_normal(T)
+    return np.asarray(2.0 + 0.4 * np.maximum(area, 1e-3) ** -0.4 - drop + noises)
+
+
+def fed(until: float = 0.5, values: np.ndarray | None = None, schedule: Schedule = WSD, **settings: object):
+    forecaster = LossForecaster(schedule, **settings)  # type: ignore[arg-type]
+    count = int(until * T)
+    forecaster.observe(STEPS[:count], (losses() if values is None else values)[:count])
+    return forecaster
+
+
+def sound(forecast: Forecast | None) -> bool:
+    assert forecast is not None
+    numbers = (forecast.value, forecast.low, forecast.high)
+    paths = np.array([forecast.path_value, forecast.path_low, forecast.path_high])
+    return (
+        all(type(number) is float and math.isfinite(number) for number in numbers)
+        and forecast.low < forecast.value < forecast.high
+        and bool(np.isfinite(paths).all())
+        and abs(sum(forecast.weights.values()) - 1.0) < 1e-9
+    )
+
+
+def test_there_is_no_forecast_before_eight_observations() -> None:
+    forecaster = LossForecaster(WSD)
+    assert forecaster.forecast() is None
+    forecaster.observe(STEPS[:7], losses()[:7])
+    forecaster.observe(8, float("nan"))
+    assert forecaster.forecast() is None
+    forecaster.observe(9, 3.0)
+    assert sound(forecaster.forecast())
+
+
+@pytest.mark.parametrize("until", [0.2, 0.5, 0.75, 0.9])
+def test_the_interval_holds_the_final_loss_of_a_lawful_run(until: float) -> None:
+    truth = losses(noise=0.0)[-20:].mean()
+    forecast = fed(until).forecast()
+    assert forecast.low < truth < forecast.high
+    assert forecast.value == pytest.approx(truth, rel=0.05)
+
+
+def test_at_the_end_the_forecast_is_what_was_measured() -> None:
+    forecast = fed(1.0).forecast()
+    assert forecast.value == pytest.approx(losses()[-20:].mean(), abs=0.005)
+    assert forecast.high - forecast.low < 0.03
+
+
+def test_a_higher_level_gives_a_wider_interval() -> None:
+    widths = [f.high - f.low for f in (fed(level=level).forecast() for level in (0.5, 0.9, 0.99))]
+    assert widths == sorted(widths)
+
+
+def test_the_path_ends_in_the_forecast_and_passes_what_was_seen() -> None:
+    forecast = fed(0.6).forecast()
+    value, low, high = forecast.at([T])
+    assert (value[0], low[0], high[0]) == (forecast.value, forecast.low, forecast.high)
+    seen = np.arange(200, 1200, 50)
+    np.testing.assert_allclose(forecast.at(seen)[0], losses(noise=0.0)[seen - 1], rtol=0.02)
+    assert len(forecast.path_steps) <= 64
+    assert (forecast.path_steps[0], forecast.path_steps[-1]) == (1, T)
+
+
+def test_forecasting_changes_nothing() -> None:
+    often, once = LossForecaster(WSD), LossForecaster(WSD)
+    for i in range(0, 1000, 50):
+        often.observe(STEPS[i : i + 50], losses()[i : i + 50])
+        often.forecast()
+    once.observe(STEPS[:1000], losses()[:1000])
+    assert often.forecast() == often.forecast() == once.forecast()
+
+
+def test_a_resumed_run_forecasts_the_same_value() -> None:
+    saved = fed(0.4)
+    state = json.loads(json.dumps(saved.state_dict(), allow_nan=False))
+    restored = LossForecaster(WSD)
+    restored.load_state_dict(state)
+    assert restored.forecast() == saved.forecast()
+    for forecaster in (saved, restored):
+        forecaster.observe(STEPS[800:1200], losses()[800:1200])
+    assert restored.forecast() == saved.forecast()
+
+
+def test_a_run_restarted_from_a_checkpoint_forecasts_what_a_straight_one_does() -> None:
+    restarted = fed(0.5, losses(seed=1))
+    restarted.observe(STEPS[600:1000], losses()[600:1000])
+    straight = LossForecaster(WSD)
+    straight.observe(STEPS[:600], losses(seed=1)[:600])
+    straight.observe(STEPS[600:1000], losses()[600:1000])
+    assert restarted.forecast() == straight.forecast()
+
+
+def test_a_forecast_survives_plain_data() -> None:
+    forecast = fed().forecast()
+    assert Forecast.from_dict(json.loads(json.dumps(forecast.to_dict()))) == forecast
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.floats(1e-12, 1e12), st.sampled_from([0.1, 0.5, 0.9]))
+def test_the_forecast_scales_with_the_loss(scale: float, until: float) -> None:
+    plain, scaled = fed(until).forecast(), fed(until, losses() * scale).forecast()
+    for name in ("value", "low", "high"):
+        assert getattr(scaled, name) == pytest.approx(scale * getattr(plain, name), rel=1e-6)
+
+
+RNG = np.random.default_rng(0)
+ODD_LOSSES = {
+    "constant": np.full(T, 2.0),
+    "zero": np.zeros(T),
+    "negative": losses() - 5.0,
+    "crossing zero": losses() - 2.4,
+    "falling to zero": np.exp(-STEPS / 50.0),
+    "huge": losses() * 1e30,
+    "tiny": losses() * 1e-12,
+    "rising": 1.0 + STEPS / T,
+    "noise": np.abs(RNG.standard_normal(T)),
+    "wild": np.exp(8.0 * RNG.standard_normal(T)),
+    "two levels": np.where(STEPS % 2, 1.0, 3.0),
+    "alternating sign": np.where(STEPS % 2, 1.0, -1.0),
+    "one spike": np.where(STEPS == 300, 1e9, 2.0),
+    "huge then fine": np.where(STEPS < 20, 1e12, losses()),
+}
+
+
+@pytest.mark.parametrize("name", ODD_LOSSES)
+@pytest.mark.parametrize("until", [0.004, 0.1, 0.5, 1.0])
+def test_odd_losses_get_a_finite_forecast_inside_its_interval(name: str, until: float) -> None:
+    assert sound(fed(until, ODD_LOSSES[name]).forecast())
+
+
+restarts = 0.5 * (1 + np.cos(np.pi * (STEPS % 500) / 500))
+ODD_PLANS = {
+    "zero at the end": Schedule.linear(1.0, T),
+    "zero for the last half": Schedule.from_points([1, 1000, 1001, T], [1.0, 1.0, 0.0, 0.0]),
+    "zero for the first half": Schedule.from_points([1, 1000, 1001, T], [0.0, 0.0, 1.0, 1.0]),
+    "restarts": Schedule.from_points(STEPS, restarts),
+    "re-warming": Schedule.from_points([1, 800, 1000, 1200, T], [1.0, 0.1, 0.1, 1.0, 0.0]),
+    "jumps": Schedule.from_points([1, 500, 501, 1000, 1001, T], [1.0, 1.0, 0.2, 0.2, 2.0, 2.0]),
+    "only rising": Schedule.from_points([1, T], [0.0, 1.0]),
+    "one point": Schedule.from_points([T], [0.1]),
+    "starts late": Schedule.from_points([700, T], [1.0, 0.1]),
+    "shorter than trained": Schedule.constant(1.0, 300),
+    "one step": Schedule.constant(1.0, 1),
+    "much longer": Schedule.cosine(1.0, 10_000_000),
+}
+
+
+@pytest.mark.parametrize("name", ODD_PLANS)
+@pytest.mark.parametrize("until", [0.01, 0.4, 0.7, 1.0])
+def test_odd_plans_get_a_finite_forecast_inside_its_interval(name: str, until: float) -> None:
+    assert sound(fed(until, losses(noise=0.02), ODD_PLANS[name]).forecast())
+
+
+def test_going_on_past_the_plan_moves_the_horizon() -> None:
+    forecaster = fed(1.0, schedule=Schedule.constant(1e-3, 1500))
+    forecast = forecaster.forecast()
+    assert (forecast.status, forecast.horizon, forecaster.horizon) == (Status.PAST_HORIZON, T, T)
+    assert forecast.value == pytest.approx(losses()[-20:].mean(), rel=0.01)
+
+
+@pytest.mark.parametrize("level", [0.0, 1.0, -0.1, 90, float("nan")])
+def test_a_level_outside_zero_and_one_is_refused(level: float) -> None:
+    with pytest.raises(ValueError, match="level"):
+        LossForecaster(WSD, level=level)
+
+
+def test_an_unknown_prior_is_refused_by_name() -> None:
+    with pytest.raises(ValueError, match="'nonsense'"):
+        LossForecaster(WSD, prior="nonsense")
+
+
+@pytest.mark.parametrize("steps", [0, -3, float("inf"), float("nan")])
+def test_an_epoch_without_steps_is_refused(steps: float) -> None:
+    with pytest.raises(ValueError, match="steps_per_epoch"):
+        LossForecaster(WSD, steps_per_epoch=steps)
+
+
+def test_extra_values_of_another_length_are_refused() -> None:
+    with pytest.raises(ValueError, match="train_loss"):
+        LossForecaster(WSD).observe([1, 2], [3.0, 2.0], extra={"train_loss": [1.0]})
+
+
+def test_settings_are_plain_values() -> None:
+    assert all(isinstance(v, str | float | int | bool) for v in LossForecaster(WSD).settings.values())

@@ -1,0 +1,86 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from scale_callbacks.laws.annealing import AnnealingArea
+from scale_callbacks.laws.base import Term, plan_of
+from scale_callbacks.laws.multi_power import MultiPower
+from scale_callbacks.laws.power import PowerOfArea, PowerOfSteps, decay
+from scale_callbacks.schedule import Schedule
+
+TERMS: dict[str, Term] = {
+    "area": PowerOfArea((-0.2, 0.0, 0.3, 1.0), (-0.015, 0.0, 0.012)),
+    "steps": PowerOfSteps((0.0, 0.5)),
+    "annealing": AnnealingArea((0.01, 0.1)),
+    "multi_power": MultiPower((50.0, 2000.0), ((0.3, 1.0), (0.5, 0.6)), 0.6),
+}
+PLANS = {
+    "cosine": Schedule.cosine(3e-4, 10_000, warmup=200),
+    "wsd": Schedule.wsd(3e-4, 10_000, warmup=200, cooldown=2000),
+    "constant": Schedule.constant(1.0, 500),
+    "steps": Schedule.multi_step(1.0, 900, milestones=[300, 600]),
+    "one step": Schedule.constant(1.0, 1),
+}
+
+
+@pytest.mark.parametrize("term", TERMS)
+@pytest.mark.parametrize("plan", PLANS)
+def test_a_term_is_finite_and_zero_at_the_horizon(term: str, plan: str) -> None:
+    tabulated = plan_of(PLANS[plan])
+    features = TERMS[term](tabulated).features
+    assert features.shape[1] == len(tabulated.steps)
+    assert np.isfinite(features).all()
+    np.testing.assert_allclose(features[:, -1], 0.0, atol=1e-12)
+
+
+@pytest.mark.parametrize("term", TERMS)
+def test_a_term_sees_neither_the_unit_of_the_rate_nor_the_length_of_the_run(term: str) -> None:
+    small = Schedule.wsd(1e-4, 20_000, warmup=200, cooldown=4000)
+    large = Schedule.wsd(3.0, 200_000, warmup=2000, cooldown=40_000)
+    a, b = (TERMS[term](plan_of(schedule)).features for schedule in (small, large))
+    np.testing.assert_allclose(a, b, atol=2e-3 * np.abs(a).max())
+
+
+@given(st.floats(-0.4, 1.5), st.floats(-0.02, 0.02))
+def test_a_decay_has_slope_minus_one_in_log_area_at_the_horizon(exponent: float, offset: float) -> None:
+    x = np.exp(np.array([-1e-4, 0.0, 1e-4]))
+    y = decay(x, exponent, offset)
+    assert y[1] == pytest.approx(0.0, abs=1e-9)
+    assert (y[2] - y[0]) / 2e-4 == pytest.approx(-1.0, rel=1e-3)
+
+
+def test_a_decay_is_the_power_law_up_to_level_and_scale() -> None:
+    x = np.linspace(0.05, 1.0, 50)
+    feature = decay(x, 0.5, 0.0)
+    np.testing.assert_allclose(feature * 0.5 + 1.0, x**-0.5, rtol=1e-12)
+
+
+def test_exponents_pass_through_zero_without_a_jump() -> None:
+    x = np.linspace(0.05, 1.0, 50)
+    np.testing.assert_allclose(decay(x, 1e-7, 0.0), decay(x, 0.0, 0.0), atol=1e-5)
+
+
+def test_without_falls_there_is_no_drop() -> None:
+    plan = plan_of(PLANS["constant"])
+    assert len(TERMS["annealing"](plan)) == len(TERMS["multi_power"](plan)) == 0
+
+
+def test_the_annealing_drop_is_the_annealing_area_of_the_paper() -> None:
+    schedule = PLANS["wsd"]
+    plan = plan_of(schedule)
+    memory = 1000 / schedule.horizon
+    feature = AnnealingArea((memory,))(plan).features[0]
+    exact = np.asarray(schedule.annealing_area(plan.steps, decay=0.999)) / schedule.peak * 1e-3
+    np.testing.assert_allclose(feature, exact[-1] - exact, atol=0.01)
+
+
+def test_the_multi_power_drop_is_the_sum_of_the_paper() -> None:
+    steps = np.arange(0, 1001)
+    rates = np.where(steps <= 600, 1.0, 0.4)
+    plan = plan_of(Schedule.from_points(steps, rates))
+    feature = MultiPower((2000.0,), ((0.6, 1.0),), 0.5)(plan).features[0]
+    total = rates[1:].sum()
+    since = np.maximum(plan.steps - 601.0, 0.0) * 0.4 / total
+    lowered = 0.6 * (1.0 - (1.0 + 2000.0 * 0.7**-0.6 * since) ** -0.5)
+    np.testing.assert_allclose(feature, lowered[-1] - lowered, atol=5e-3)
