@@ -1,14 +1,14 @@
 """Pictures of a run: the loss and where it is heading, the plan under it, and the forecasts made so far.
 
-Drawn with matplotlib's object interface (a `Figure` on an Agg canvas), never with pyplot: sinks draw in threads of
-their own, beside whatever the user's program plots.
+Drawn with matplotlib's object interface (a `Figure` on an Agg canvas), never with pyplot: sinks draw in
+threads of their own, beside whatever the user's program plots.
 """
 
 from __future__ import annotations
 
 import math
 from os import PathLike
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+    from scale_callbacks.forecast import Forecast
     from scale_callbacks.sinks import Summary
 
 # Okabe and Ito's colours, told apart with every common kind of colour blindness.
@@ -29,9 +30,9 @@ Floats = NDArray[np.float64]
 def forecast_figure(summary: Summary) -> Figure:
     """Draw a run in three panels over one step axis.
 
-    From the top: the loss seen (mean and standard deviation of each bin) with the median forecast path and its
-    interval; the learning rate, its area and its annealing area, the part still planned paler; every forecast made so
-    far at the step it was made, with the measured final loss once the run is finished.
+    From the top: the loss seen (mean and standard deviation of each bin) with the median forecast path and
+    its interval; the learning rate, its area and its annealing area, the part still planned paler; every
+    forecast at the step it was made, with the measured final loss once the run is finished.
 
     Args:
         summary: A snapshot of the run; with no forecast, or nothing seen, the panels say so.
@@ -45,7 +46,7 @@ def forecast_figure(summary: Summary) -> Figure:
     figure = Figure(figsize=(12.0, 9.0), dpi=100, facecolor="white")
     FigureCanvasAgg(figure)
     grid = figure.add_gridspec(
-        3, 1, height_ratios=(5.0, 1.7, 2.8), left=0.075, right=0.86, top=0.9, bottom=0.065, hspace=0.13
+        3, 1, height_ratios=(5.0, 1.7, 2.8), left=0.08, right=0.86, top=0.9, bottom=0.065, hspace=0.13
     )
     loss = figure.add_subplot(grid[0])
     rate = figure.add_subplot(grid[1], sharex=loss)
@@ -56,8 +57,8 @@ def forecast_figure(summary: Summary) -> Figure:
     _draw_loss(loss, summary)
     _draw_rate(rate, summary)
     _draw_past(past, summary)
-    _say(figure, 0.075, 0.952, headline(summary), size=17, weight="bold")
-    _say(figure, 0.075, 0.922, _subtitle(summary), size=11, color=_FAINT)
+    _say(figure, 0.08, 0.952, headline(summary), size=17, weight="bold")
+    _say(figure, 0.08, 0.922, _subtitle(summary), size=11, color=_FAINT)
     return figure
 
 
@@ -88,8 +89,8 @@ def measured_final(summary: Summary) -> float | None:
         summary: A snapshot of the run.
 
     Returns:
-        The mean loss over the last 1% of the plan (at least the last bin); None before the run is finished, and when
-        it ended before that stretch.
+        The mean loss over the last 1% of the plan (at least the last bin); None before the run is finished,
+        and when it ended before that stretch.
     """
     bins, horizon = summary.bins, _horizon(summary)
     if not summary.finished or len(bins.steps) == 0 or summary.last_step <= 0.99 * horizon:
@@ -100,69 +101,69 @@ def measured_final(summary: Summary) -> float | None:
 
 
 def _draw_loss(axes: Axes, summary: Summary) -> None:
-    steps, mean, spread = (np.asarray(a, dtype=float) for a in _columns(summary))
-    forecast = summary.forecast
-    marker = "o" if len(steps) <= 30 else ""
+    axes.set_ylabel(_plain(summary.name), color=_INK, parse_math=False)
+    axes.set_ylim(_loss_limits(summary))
+    steps, mean, spread = _columns(summary)
+    if len(steps) == 0:
+        _empty(axes, "no loss seen yet")
     axes.fill_between(steps, mean - spread, mean + spread, color=_SEEN, alpha=0.16, lw=0)
+    marker = "o" if len(steps) <= 30 else ""
     axes.plot(
         steps, mean, color=_SEEN, lw=1.1, marker=marker, ms=3.5, label="seen: mean and spread of each bin"
     )
-    if len(steps) == 0:
-        _empty(axes, "no loss seen yet")
-    if forecast is not None:
-        grid, value, low, high = (
-            np.asarray(a, dtype=float)
-            for a in (forecast.path_steps, forecast.path_value, forecast.path_low, forecast.path_high)
-        )
-        ahead = grid >= min(summary.last_step, grid[-1])
-        axes.fill_between(grid[ahead], low[ahead], high[ahead], color=_FORECAST, alpha=0.2, lw=0)
-        axes.plot(grid, value, color=_FORECAST, lw=1.2, ls=(0, (4, 3)))
-        axes.plot(
-            grid[ahead], value[ahead], color=_FORECAST, lw=2.2, label="forecast: median path and interval"
-        )
-        _draw_final(axes, summary)
+    if summary.forecast is not None:
+        _draw_path(axes, summary.forecast, summary.last_step)
+        _draw_final(axes, summary.forecast)
     truth = measured_final(summary)
     if truth is not None:
         axes.axhline(truth, color=_TRUTH, lw=1.2, ls=(0, (6, 3)), zorder=1, label="measured final loss")
-    axes.set_ylim(_loss_limits(summary))
-    axes.set_ylabel(_plain(summary.name), color=_INK, parse_math=False)
     if len(steps):
-        axes.legend(loc="upper right", frameon=False, fontsize=10, labelcolor=_INK)
+        rising = mean[-1] > sum(axes.get_ylim()) / 2 and len(steps) > 8
+        corner: Literal["lower right", "upper right"] = "lower right" if rising else "upper right"
+        axes.legend(loc=corner, frameon=False, fontsize=10, labelcolor=_INK)
 
 
-def _draw_final(axes: Axes, summary: Summary) -> None:
+def _draw_path(axes: Axes, forecast: Forecast, last_step: int) -> None:
+    path = (forecast.path_steps, forecast.path_value, forecast.path_low, forecast.path_high)
+    steps, value, low, high = (np.asarray(column, dtype=float) for column in path)
+    if len(steps) == 0:
+        return
+    ahead = steps >= min(last_step, steps[-1])
+    axes.fill_between(steps[ahead], low[ahead], high[ahead], color=_FORECAST, alpha=0.2, lw=0)
+    axes.plot(steps, value, color=_FORECAST, lw=1.2, ls=(0, (4, 3)))
+    axes.plot(steps[ahead], value[ahead], color=_FORECAST, lw=2.2, label="forecast: median path and interval")
+
+
+def _draw_final(axes: Axes, forecast: Forecast) -> None:
     """Mark the forecast at the horizon and spell it out in the margin."""
-    forecast = summary.forecast
-    assert forecast is not None
     value, low, high = _rounded(forecast.value, forecast.low, forecast.high)
+    arms = [[max(forecast.value - forecast.low, 0.0)], [max(forecast.high - forecast.value, 0.0)]]
+    mark: dict[str, Any] = {"color": _FORECAST, "clip_on": False, "zorder": 5}
     axes.errorbar(
-        [forecast.horizon],
-        [forecast.value],
-        yerr=[[max(forecast.value - forecast.low, 0.0)], [max(forecast.high - forecast.value, 0.0)]],
-        color=_FORECAST,
-        marker="o",
-        ms=8,
-        lw=2.4,
-        capsize=5,
-        capthick=2.0,
-        clip_on=False,
-        zorder=5,
+        [forecast.horizon], [forecast.value], arms, marker="o", ms=8, lw=2.4, capsize=5, capthick=2.0, **mark
     )
+    between = " " if len(low + high) <= 14 else "\n"
+    under = f"{low} to{between}{high}\n{forecast.level:.0%} interval"
+    _value_beside(axes, forecast.value, value, under, color=_FORECAST, size=17 if len(value) <= 7 else 12)
+
+
+def _value_beside(axes: Axes, y: float, value: str, under: str, *, color: str, size: int) -> None:
     note: dict[str, Any] = {
         "xycoords": ("axes fraction", "data"),
         "textcoords": "offset points",
-        "color": _FORECAST,
-        "annotation_clip": False,
+        "color": color,
     }
-    at = (1.0, forecast.value)
-    axes.annotate(value, at, xytext=(16, 2), size=17, weight="bold", va="bottom", **note)
-    axes.annotate(
-        f"{low} to {high}\n{forecast.level:.0%} interval", at, xytext=(16, -2), size=10, va="top", **note
-    )
+    note |= {"annotation_clip": False}
+    axes.annotate(value, (1.0, y), xytext=(16, 1), size=size, weight="bold", va="bottom", **note)
+    axes.annotate(under, (1.0, y), xytext=(16, -2), size=10, va="top", **note)
 
 
 def _draw_rate(axes: Axes, summary: Summary) -> None:
+    axes.set_ylabel("learning rate", color=_INK)
     schedule, seen = summary.schedule, float(summary.last_step)
+    if schedule is None:
+        _empty(axes, "no learning-rate plan given")
+        return
     grid = np.unique(np.concatenate([np.linspace(0.0, _horizon(summary), 500), schedule.steps, [seen]]))
     rate, area, annealing = (
         np.asarray(f(grid)) for f in (schedule.lr, schedule.area, schedule.annealing_area)
@@ -174,7 +175,6 @@ def _draw_rate(axes: Axes, summary: Summary) -> None:
     axes.plot(grid[plan], rate[plan], color=_RATE, lw=1.6, ls=(0, (4, 2)))
     top = float(rate.max()) or 1.0
     axes.set_ylim(0.0, 1.12 * top)
-    axes.set_ylabel("learning rate", color=_INK)
     axes.ticklabel_format(axis="y", style="sci", scilimits=(-2, 4), useMathText=True)
     row = 0.95
     for curve, label, style in (
@@ -214,17 +214,7 @@ def _draw_past(axes: Axes, summary: Summary) -> None:
     if truth is not None:
         axes.axhline(truth, color=_TRUTH, lw=1.6, ls=(0, (6, 3)))
         digits = _rounded(truth, low[-1], high[-1])[0]
-        note = {
-            "xycoords": ("axes fraction", "data"),
-            "textcoords": "offset points",
-            "annotation_clip": False,
-        }
-        axes.annotate(
-            digits, (1.0, truth), xytext=(16, 0), size=13, weight="bold", va="bottom", color=_TRUTH, **note
-        )
-        axes.annotate(
-            "measured\nat the end", (1.0, truth), xytext=(16, -3), size=10, va="top", color=_TRUTH, **note
-        )
+        _value_beside(axes, truth, digits, "measured\nat the end", color=_TRUTH, size=13)
     axes.set_ylim(_past_limits(steps, low, high, value, truth))
 
 
@@ -268,12 +258,11 @@ def _columns(summary: Summary) -> tuple[Floats, Floats, Floats]:
 
 
 def _horizon(summary: Summary) -> int:
-    planned = summary.schedule.horizon if summary.forecast is None else summary.forecast.horizon
-    return max(int(planned), int(summary.last_step or 0), 1)
+    return max(int(summary.horizon), int(summary.last_step), 1)
 
 
 def _subtitle(summary: Summary) -> str:
-    seen, horizon = int(summary.last_step or 0), _horizon(summary)
+    seen, horizon = summary.last_step, _horizon(summary)
     parts = [f"{seen:,} of {horizon:,} steps seen ({seen / horizon:.0%})"]
     if summary.forecast is not None:
         laws = sorted(summary.forecast.weights.items(), key=lambda item: -item[1])
@@ -284,19 +273,20 @@ def _subtitle(summary: Summary) -> str:
         parts.append(f"measured {_rounded(truth, summary.forecast.low, summary.forecast.high)[0]}")
     if summary.decision.stop:
         parts.append(f"stopped: {_plain(summary.decision.reason)}")
-    return "  \u00b7  ".join(parts)
+    return _plain("  \u00b7  ".join(parts), 135)
 
 
 def _rounded(value: float, low: float, high: float) -> tuple[str, str, str]:
     """Write three numbers with as many decimals as the interval's width gives sense to."""
-    half = (high - low) / 2
-    decimals = min(max(math.ceil(0.6 - math.log10(half)), 0), 8) if half > 0 else 4
-    if max(abs(value), abs(low), abs(high)) >= 1e6:
+    half, size = (high - low) / 2, max(abs(value), abs(low), abs(high))
+    decimals = math.ceil(0.6 - math.log10(half)) if half > 0 else 7
+    if decimals > 6 or size >= 1e6:
         return f"{value:.4g}", f"{low:.4g}", f"{high:.4g}"
+    decimals = max(decimals, 0)
     return f"{value:,.{decimals}f}", f"{low:,.{decimals}f}", f"{high:,.{decimals}f}"
 
 
-def _plain(text: str, limit: int = 60) -> str:
+def _plain(text: str, limit: int = 36) -> str:
     """Keep a string from outside to what the built-in font can draw on one line."""
     clean = "".join(c if c.isprintable() and ord(c) < 0x500 else "?" for c in text)
     return clean if len(clean) <= limit else clean[: limit - 1] + "\u2026"
@@ -311,6 +301,7 @@ def _margin(axes: Axes, y: float, text: str, **style: Any) -> None:
 
 
 def _empty(axes: Axes, text: str) -> None:
+    axes.tick_params(axis="y", labelleft=False)
     axes.text(0.5, 0.5, text, transform=axes.transAxes, ha="center", va="center", color=_FAINT, size=13)
 
 
@@ -325,5 +316,5 @@ def _dress(axes: Axes, *, labelled: bool) -> None:
     for side in ("left", "bottom"):
         axes.spines[side].set_color("#9A9A9A")
     axes.tick_params(colors=_INK, labelsize=10, labelbottom=labelled)
-    axes.yaxis.set_label_coords(-0.055, 0.5)
+    axes.yaxis.set_label_coords(-0.06, 0.5)
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.0f}" if x < 1e6 else f"{x / 1e6:g}M"))
