@@ -1,4 +1,3 @@
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -9,9 +8,9 @@ from scale_callbacks.backtest import Run, load_runs, replay
 CURVES = Path(__file__).parent / "data" / "curves"
 
 
-def public() -> Iterator[Run]:
-    for name in ("loss", "small", "finetune"):
-        yield from (run for run in load_runs(CURVES / f"{name}.npz") if run.counts)
+def public() -> list[Run]:
+    bundles = (load_runs(CURVES / f"{name}.npz") for name in ("loss", "small", "finetune"))
+    return [run for runs in bundles for run in runs if run.counts]
 
 
 @pytest.mark.parametrize("run", public(), ids=lambda run: run.name)
