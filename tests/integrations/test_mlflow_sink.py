@@ -1,5 +1,6 @@
 import logging
 import math
+import socket
 import threading
 import time
 from dataclasses import replace
@@ -79,6 +80,7 @@ class Scripted:
     def __init__(self, client, **before):
         self._client = client
         self._before = before
+        self.tracking_uri = None
         self.calls = []
 
     def __getattr__(self, name):
@@ -314,6 +316,18 @@ def test_a_dead_server_costs_neither_an_exception_nor_time(one, caplog):
     assert time.monotonic() - begun < 8.0
     assert "did not answer in time" in caplog.text
     assert "hunter2" not in caplog.text
+
+
+def test_a_server_that_is_slow_gets_the_whole_time(store, run_id, one, monkeypatch):
+    monkeypatch.setattr("scale_callbacks.integrations._mlflow_sink.STUCK", 0.2)
+    client = Scripted(store, log_batch=lambda: time.sleep(1.0))
+    with socket.create_server(("127.0.0.1", 0)) as there:
+        client.tracking_uri = f"http://127.0.0.1:{there.getsockname()[1]}"
+        sink = MlflowSink(client, run_id)
+        sink.write(*one)
+        sink.close(one[1])
+    assert (sink.faults, sink.dropped) == (0, 0)
+    assert len(points(store, run_id, "forecast/final")) == 1
 
 
 def test_a_server_that_hangs_is_given_up(store, run_id, one, monkeypatch):
