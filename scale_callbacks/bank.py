@@ -28,7 +28,7 @@ from scale_callbacks.mixture import Mixture
 from scale_callbacks.prior import Prior, Regime
 
 LEVEL_SD = 0.5  # prior sd of F about the present level
-KEPT = 256  # members that a forecast is mixed from
+KEPT = 160  # members that a forecast is mixed from
 _BETA = 0.6  # multi-power's β: hardly told apart from its speed
 _FORBIDDEN = 50.0  # log-evidence against a negative coefficient
 
@@ -262,9 +262,14 @@ class Regression:
         d2 = self._d2 - (ratio * cross)[..., None]
         fall = h2 / d2
         slope = (self._h1 / self._d1)[:, :, None, None] - ratio[..., None] * fall
-        log = 0.5 * (h2 * fall - np.log(d2)) + self._log1[:, :, None, None] + self._log2
-        log -= _FORBIDDEN * ((fall < 0.0) | (slope < 0.0))
-        return np.asarray(log + self._const, dtype=np.float64)
+        allowed = (fall >= 0.0) & (slope >= 0.0)
+        log = h2 * fall
+        log -= np.log(d2)
+        log *= 0.5
+        log += (self._log1 + self._const)[:, :, None, None]
+        log += self._log2
+        log[~allowed] -= _FORBIDDEN
+        return np.asarray(log, dtype=np.float64)
 
     def predict(self, members: NDArray[np.intp]) -> tuple[Floats, Floats]:
         """(members, points): mean and variance of the loss at the points to forecast."""
@@ -287,7 +292,7 @@ def _heaviest(weights: Floats, most: int) -> NDArray[np.intp]:
     """Indices, in order, of the weights above 1e-5 of the largest (1), `most` of them at most."""
     kept = np.flatnonzero(weights > 1e-5)
     if len(kept) > most:
-        kept = np.sort(kept[np.argsort(-weights[kept], kind="stable")[:most]])
+        kept = np.sort(kept[np.argpartition(-weights[kept], most)[:most]])
     return kept
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -9,6 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
+
+_STEPS = 30
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,7 @@ def normal_cdf(z: Floats) -> Floats:
 
 
 def quantiles(weights: Floats, mean: Floats, sd: Floats, probabilities: Sequence[float]) -> Floats:
-    """Quantiles of a one-dimensional Gaussian mixture, by bisection.
+    """Quantiles of a one-dimensional Gaussian mixture, by Newton steps kept inside a shrinking bracket.
 
     Args:
         weights: (members), summing to 1.
@@ -55,8 +58,12 @@ def quantiles(weights: Floats, mean: Floats, sd: Floats, probabilities: Sequence
     wanted = np.array(probabilities, dtype=np.float64)
     low = np.full(len(wanted), float((mean - 9.0 * sd).min()))
     high = np.full(len(wanted), float((mean + 9.0 * sd).max()))
-    for _ in range(44):
-        middle = 0.5 * (low + high)
-        below = weights @ normal_cdf((middle - mean[:, None]) / sd[:, None]) < wanted
-        low, high = np.where(below, middle, low), np.where(below, high, middle)
-    return np.asarray(0.5 * (low + high), dtype=np.float64)
+    at = np.full(len(wanted), float(weights @ mean))
+    for _ in range(_STEPS):
+        z = (at[:, None] - mean) / sd
+        off = normal_cdf(z) @ weights - wanted
+        density = np.exp(-0.5 * z * z) @ (weights / sd) / math.sqrt(2.0 * math.pi)
+        low, high = np.where(off < 0.0, at, low), np.where(off < 0.0, high, at)
+        newton = at - off / np.maximum(density, 1e-300)
+        at = np.where((newton > low) & (newton < high), newton, 0.5 * (low + high))
+    return at

@@ -38,15 +38,13 @@ class Plan:
 
     def falls(self) -> tuple[Floats, Floats, Floats]:
         """Falls of the rate after the warm-up: how much, the rate after it, the area at it."""
-        grid = np.unique(np.concatenate((np.linspace(0, self.schedule.horizon, GRID), self._knots())))
+        start, end = self.schedule.warmup, self.schedule.horizon
+        knots = self.schedule.steps[:: max(len(self.schedule.steps) // GRID, 1)]
+        grid = np.unique(np.concatenate((np.linspace(start, end, GRID), knots[knots >= start])))
         rate = self.schedule.lr(grid) / self.schedule.peak
         fall = rate[:-1] - rate[1:]
-        kept = (np.abs(fall) > 1e-9) & (grid[1:] > self.schedule.warmup)
+        kept = np.abs(fall) > 1e-9
         return fall[kept], np.maximum(rate[1:][kept], 1e-3), self.area(grid[1:][kept])
-
-    def _knots(self) -> Floats:
-        knots = self.schedule.steps
-        return knots if len(knots) <= GRID else knots[:: len(knots) // GRID]
 
 
 def last_value(plan: Schedule, steps: Floats, losses: Floats) -> float:
@@ -55,7 +53,7 @@ def last_value(plan: Schedule, steps: Floats, losses: Floats) -> float:
 
 
 def power_law(plan: Schedule, steps: Floats, losses: Floats) -> float:
-    """L = L0 + A t^-alpha (Kaplan et al. 2020, arXiv 2001.08361; Hoffmann et al. 2022, arXiv 2203.15556)."""
+    """L = L0 + A t^-alpha (Kaplan et al. 2020, arXiv 2001.08361; Hoffmann 2022, arXiv 2203.15556)."""
     t, y = _bins(plan, steps, losses)
     horizon = float(plan.horizon)
 

@@ -1,5 +1,6 @@
 import json
 import math
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -25,7 +26,7 @@ def fed(*batches: tuple[object, object], horizon: int = 1000, **settings: object
 def test_splitting_a_stream_over_calls_changes_nothing(cuts: list[int]) -> None:
     steps, values = noisy(600)
     edges = [0, *sorted(cuts), 600]
-    parts = [(steps[a:b], values[a:b]) for a, b in zip(edges[:-1], edges[1:], strict=True)]
+    parts = [(steps[a:b], values[a:b]) for a, b in pairwise(edges)]
     assert fed(*parts).state_dict() == fed((steps, values)).state_dict()
 
 
@@ -67,7 +68,9 @@ def test_step_zero_is_kept() -> None:
 def test_a_rewind_replaces_what_came_after_exactly(cut: int) -> None:
     steps, values = noisy(600)
     rewound = fed((steps, values), (steps[cut - 1 :], values[cut - 1 :] + 1.0)).state_dict()
-    straight = fed((steps[: cut - 1], values[: cut - 1]), (steps[cut - 1 :], values[cut - 1 :] + 1.0)).state_dict()
+    straight = fed(
+        (steps[: cut - 1], values[: cut - 1]), (steps[cut - 1 :], values[cut - 1 :] + 1.0)
+    ).state_dict()
     assert rewound.pop("rewinds") == 1
     assert straight.pop("rewinds") == 0
     assert rewound == straight

@@ -17,7 +17,7 @@ STEPS = np.arange(1, T + 1)
 
 def losses(schedule: Schedule = WSD, *, noise: float = 0.01, seed: int = 0) -> np.ndarray:
     area = schedule.area(STEPS) / schedule.area(float(T))
-    drop = 0.15 * (1.0 - schedule.lr(STEPS) / schedule.peak) * (STEPS > schedule.warmup)
+    drop = 0.15 * (1.0 - schedule.lr(STEPS) / schedule.peak) * (schedule.warmup < STEPS)
     noises = noise * np.random.default_rng(seed).standard_normal(T)
     return np.asarray(2.0 + 0.4 * np.maximum(area, 1e-3) ** -0.4 - drop + noises)
 

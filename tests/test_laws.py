@@ -39,7 +39,7 @@ def test_a_term_sees_neither_the_unit_of_the_rate_nor_the_length_of_the_run(term
     small = Schedule.wsd(1e-4, 20_000, warmup=200, cooldown=4000)
     large = Schedule.wsd(3.0, 200_000, warmup=2000, cooldown=40_000)
     a, b = (TERMS[term](plan_of(schedule)).features for schedule in (small, large))
-    np.testing.assert_allclose(a, b, atol=2e-3 * np.abs(a).max())
+    np.testing.assert_allclose(a, b, rtol=0.01, atol=1e-3)
 
 
 @given(st.floats(-0.4, 1.5), st.floats(-0.02, 0.02))
@@ -81,6 +81,7 @@ def test_the_multi_power_drop_is_the_sum_of_the_paper() -> None:
     plan = plan_of(Schedule.from_points(steps, rates))
     feature = MultiPower((2000.0,), ((0.6, 1.0),), 0.5)(plan).features[0]
     total = rates[1:].sum()
-    since = np.maximum(plan.steps - 601.0, 0.0) * 0.4 / total
-    lowered = 0.6 * (1.0 - (1.0 + 2000.0 * 0.7**-0.6 * since) ** -0.5)
-    np.testing.assert_allclose(feature, lowered[-1] - lowered, atol=5e-3)
+    since = np.maximum(plan.steps - 600.0, 0.0) * 0.4 / total
+    lowered = 0.6 * (1.0 - (1.0 + 2000.0 * 0.4**-0.6 * since) ** -0.5)
+    later = np.abs(plan.steps - 601.0) > 2.0
+    np.testing.assert_allclose(feature[later], (lowered[-1] - lowered)[later], atol=2e-3)

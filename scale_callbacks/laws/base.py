@@ -36,7 +36,7 @@ class Plan:
         area: S1 over its total, 1 at the horizon.
         rate: learning rate over its peak.
         falls: (from, to, area, start) of each gathered piece of the plan in which the rate changes after the
-            warm-up: rate over peak before and after, share of area and of steps at the piece's middle.
+            warm-up: rate over peak before and after, shares of area and of steps at which it changes.
         horizon: the last step.
         warmup: share of the steps at which the leading warm-up ends.
     """
@@ -114,12 +114,11 @@ def _falls(steps: Floats, rate: Floats, area: Floats, start: float) -> Floats:
     first = int(np.searchsorted(steps, start))
     cuts = np.unique(np.concatenate(([first], cuts[cuts > first], [len(steps) - 1])))
     before, after = cuts[:-1], cuts[1:]
-    table = np.column_stack(
-        (
-            rate[before],
-            rate[after],
-            0.5 * (area[before] + area[after]),
-            0.5 * (steps[before] + steps[after]) / steps[-1],
-        )
-    )
+
+    def centre(column: Floats) -> Floats:
+        """Where, within each piece, the rate changes on average."""
+        weighted = np.concatenate(([0.0], np.cumsum(change * column[:-1])))
+        return np.asarray(np.diff(weighted[cuts]) / np.maximum(np.diff(moved[cuts]), 1e-12), dtype=np.float64)
+
+    table = np.column_stack((rate[before], rate[after], centre(area), centre(steps / steps[-1])))
     return np.asarray(table[np.abs(table[:, 0] - table[:, 1]) > 1e-7], dtype=np.float64)
