@@ -21,7 +21,7 @@ _log = logging.getLogger("scale_callbacks")
 
 OWN_STORE = "mlflow.db"  # where a run goes that has no other place: MLflow's own default
 OWN_EXPERIMENT = "scale-callbacks"
-SET_UP = 60.0  # seconds that setting up waits for a new local database
+SET_UP = 30.0  # seconds that setting up waits for a local database; a new one takes about five
 
 
 def resolve_sink(
@@ -91,7 +91,7 @@ def _sink_of_active_run(environ: Mapping[str, str]) -> MlflowSink | None:
         return MlflowSink(mlflow.MlflowClient(), active.info.run_id)
     if run_id := environ.get("MLFLOW_RUN_ID"):
         uri = environ.get("MLFLOW_TRACKING_URI") or _own_store()
-        return _opened(MlflowSink.starting(partial(_find_run, uri, run_id), ends_run=False), uri)
+        return _opened(MlflowSink.starting(partial(_find_run, uri, run_id), address=uri, ends_run=False), uri)
     return None
 
 
@@ -103,7 +103,7 @@ def _sink_of_own_run(environ: Mapping[str, str], asked_for: bool) -> MlflowSink 
     name = experiment or ("Default" if uri else OWN_EXPERIMENT)
     store = uri or _own_store()
     start = partial(_start_run, store, name, environ.get("MLFLOW_EXPERIMENT_ID"))
-    return _opened(MlflowSink.starting(start), store)
+    return _opened(MlflowSink.starting(start, address=store), store)
 
 
 def _own_store() -> str:

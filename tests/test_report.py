@@ -172,7 +172,7 @@ def test_doubtful_forecasts_are_hollow(half):
     doubtful = replace(half, history=tuple(replace(p, status="unfamiliar") for p in half.history))
     figure = forecast_figure(doubtful)
     assert {tuple(face) for face in figure.axes[2].collections[-1].get_facecolors()} == {(1, 1, 1, 1)}
-    assert "\u25cb status not ok" in texts(figure)
+    assert "\u25cb unfamiliar" in texts(figure)
 
 
 def test_drawing_leaves_pyplot_alone(half):
