@@ -63,6 +63,14 @@ def test_the_run_of_lightning_s_logger_comes_first(store, run_id):
     assert "forecast/train_loss" in store.get_run(run_id).data.metrics
 
 
+def test_two_metrics_can_be_told_apart_in_one_run(store, run_id):
+    for prefix in ("forecast", "forecast_val"):
+        sink = resolve_sink([MLFlowLogger(store, run_id)], prefix=prefix)
+        train(sink)
+        assert sink.faults == 0
+    assert {"forecast.status", "forecast_val.status"} <= set(store.get_run(run_id).data.tags)
+
+
 def test_only_the_logger_of_the_same_run_is_covered(store, run_id):
     sink = resolve_sink([MLFlowLogger(store, run_id)])
     other = store.create_run(store.get_run(run_id).info.experiment_id).info.run_id
