@@ -13,7 +13,7 @@ RUN = 10_000_000
 
 
 def median_ms(function, repeats=15):
-    """Median processor time of a call, in milliseconds: other work on the machine does not count."""
+    """Median processor time of a call in milliseconds: blind to other work on the machine."""
     times = []
     for _ in range(repeats):
         start = time.process_time()
@@ -34,7 +34,9 @@ def measure():
     cosine = Schedule.cosine(1e-3, RUN, warmup=1000)
     found["plan of 10 million steps, ms"] = median_ms(lambda: Schedule.cosine(1e-3, RUN, warmup=1000))
     steps = np.linspace(0, RUN, 200)
-    found["its areas at 200 steps, ms"] = median_ms(lambda: (cosine.area(steps), cosine.annealing_area(steps)))
+    found["its areas at 200 steps, ms"] = median_ms(
+        lambda: (cosine.area(steps), cosine.annealing_area(steps))
+    )
     found["forecaster construction, ms"] = median_ms(lambda: LossForecaster(cosine))
     for seen in (1_000, 100_000, 1_000_000):
         forecaster = LossForecaster(Schedule.cosine(1e-3, 2 * seen, warmup=seen // 100))
