@@ -24,17 +24,9 @@ class MLFlowLogger:
 
 
 @pytest.fixture(autouse=True)
-def _clean(monkeypatch, tmp_path):
-    """No run, no tracking server and no folder of the tester's own."""
-    uri = mlflow.get_tracking_uri()
-    for name in [name for name in os.environ if name.startswith("MLFLOW_") and "TELEMETRY" not in name]:
-        monkeypatch.delenv(name)
+def _in_a_folder_of_its_own(monkeypatch, tmp_path):
     monkeypatch.delenv("RANK", raising=False)
     monkeypatch.chdir(tmp_path)
-    yield
-    while mlflow.active_run():
-        mlflow.end_run()
-    mlflow.set_tracking_uri(uri)
 
 
 @pytest.fixture
