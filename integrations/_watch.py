@@ -82,7 +82,7 @@ class Watch:
         self._validated = bool(validation_names)
         self._every = window_length(self.monitor.forecaster.horizon, trainer.log_every_n_steps)  # type: ignore[attr-defined]
         self._window = LossWindow()
-        self._factor = 1
+        self._automatic = trainer.lightning_module.automatic_optimization
         self._metric: Any = None
         self._last: Any = None  # the value taken last: another object is a new value
         self._failed = False
@@ -118,9 +118,9 @@ class Watch:
     def epoch_started(self) -> None:
         """Read what a hook after ours has logged at the end of the epoch before."""
         self.late_epoch_values()
+        if self._source is Source.EPOCH:
+            self._fresh()  # what stands there now is the epoch's that has ended
         self._epoch_began = self._trainer.global_step
-        automatic = self._trainer.lightning_module.automatic_optimization
-        self._factor = self._trainer.accumulate_grad_batches if automatic else 1
 
     def epoch_ended(self) -> None:
         """Read a value that is logged once an epoch."""
@@ -165,6 +165,8 @@ class Watch:
 
     def state(self) -> dict[str, Any]:
         """What a resumed run needs, as plain data."""
+        if self._trainer.world_size == 1:
+            self.late_epoch_values()  # a checkpoint of the epoch's end has what was logged after us
         return {
             "monitor": self.monitor.state_dict(),
             "window": self._window.totals().tolist(),
@@ -177,14 +179,15 @@ class Watch:
         """Go on from a saved state. One that cannot be read is reported, and the run watched from here on."""
         try:
             self.monitor.load_state_dict(state["monitor"])
-            if state["steps"][2] == self._step:
+            same = state["steps"][2] == self._step
+            if same:
                 self._began, self._epoch_began, _ = state["steps"]
                 self._boundary = self._after(self._began)
-                # The checkpoint holds rank 0's part of the window; the other ranks' is lost.
-                self._window.restore(state["window"] if self._trainer.is_global_zero else [0.0] * 3)
             self._pending = [(int(step), float(value), int(span)) for step, value, span in state["pending"]]
             self._asked = state["source"] != Source.OPEN
             self._adopt(Source(state["source"]))
+            if same and self._trainer.is_global_zero:  # of the other ranks' windows nothing is saved
+                self._window.restore(state["window"])
         except Exception as fault:
             self._note("the saved state cannot be used, watching from here on", fault)
             return
@@ -198,8 +201,9 @@ class Watch:
 
     def _of_output(self, outputs: Any) -> Any:
         loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
+        batches = self._trainer.accumulate_grad_batches if self._automatic else 1
         # Lightning has divided it by the number of batches it accumulates.
-        return loss if loss is None or self._factor == 1 else loss * self._factor
+        return loss if loss is None or batches == 1 else loss * batches
 
     def _of_log(self, outputs: Any) -> Any:
         if self._metric is None:
@@ -222,7 +226,9 @@ class Watch:
             self._asked = True
             self._settle(self._guess_at_first_batch(outputs))
             if self._source is Source.STEP:
-                self._window.add(self._take(outputs))
+                value = self._take(outputs)
+                if value is not None:
+                    self._window.add(value)
         self._next_read = self._boundary
         if step < self._boundary:
             return
@@ -380,6 +386,8 @@ class Watch:
         self._next_read = self._boundary if self._asked else 0  # the first batch tells the source
         if source is Source.OPEN:
             return
+        if source in (Source.STEP, Source.EPOCH):
+            self._window.reset()  # it held the loss returned, not the one logged
         self._pending = []
         if source is Source.OUTPUT:
             for step, value, span in pending:
