@@ -41,11 +41,13 @@ class Evidence:
         steps: mean step of each bin.
         values: loss over its present level.
         variance: white-noise variance of each bin's mean.
+        noise: sd of one observation, over the loss.
     """
 
     steps: Floats
     values: Floats
     variance: Floats
+    noise: float
 
 
 class LawBank:
@@ -75,15 +77,24 @@ class LawBank:
         self.falls = np.array(prior.drops)
 
     @cached_property
-    def log_prior(self) -> Floats:
-        """(decays, slopes, drops, depths): log prior of every member."""
-        regimes = [
-            np.log(regime.weight)
-            + self._decay_prior(regime)[:, :, None, None]
-            + self._drop_prior(regime)[None, None]
-            for regime in self.prior.regimes
-        ]
-        return np.asarray(np.logaddexp.reduce(regimes, axis=0), dtype=np.float64)
+    def _by_regime(self) -> Floats:
+        """(regimes, decays, slopes, drops, depths): prior of every member within each kind of run."""
+        return np.stack(
+            [
+                np.exp(self._decay_prior(regime)[:, :, None, None] + self._drop_prior(regime))
+                for regime in self.prior.regimes
+            ]
+        )
+
+    def log_prior(self, noise: float) -> Floats:
+        """(decays, slopes, drops, depths): log prior of every member, given the curve's noise.
+
+        Args:
+            noise: sd of one observation over the loss.
+        """
+        kinds = np.array([regime.weigh(self.plan.horizon, noise) for regime in self.prior.regimes])
+        mixed = np.tensordot(kinds / kinds.sum(), self._by_regime, axes=1)
+        return np.asarray(np.log(np.maximum(mixed, 1e-30)), dtype=np.float64)
 
     def law_of_drop(self) -> list[str]:
         """Which law each drop shape belongs to."""
@@ -130,9 +141,10 @@ class LawBank:
         """
         tables = Tables.of(self, evidence, points)
         walks = [Regression(self, tables, evidence, sd**2) for sd in self.prior.wander]
+        prior = self.log_prior(evidence.noise)
         log = np.stack(
             [
-                walk.evidence() + self.log_prior + np.log(w)
+                walk.evidence() + prior + np.log(w)
                 for walk, w in zip(walks, self.prior.wander_weights, strict=True)
             ]
         )

@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 
 Floats: TypeAlias = NDArray[np.float64]
 _Stream: TypeAlias = tuple[int, float, float, float, float, float, float, int]
-# observations, last step, level, drift, mean |second difference|, last value, the one before, clips in a row
+# observations, last step, level, last kept, mean |second difference|, last value, the one before, clipped
 
 LARGEST = 1e100  # beyond it sums of squares overflow: counted as non-finite
 _GROWTH = 1.5  # bin edges are horizon * (i / bins) ** 1.5: finer where the curve bends
@@ -262,8 +262,8 @@ def _tidy(step: float) -> float:
 
 def _as_stream(values: Any) -> _Stream:
     count, *floats, clipped = values
-    step, level, drift, rough, last, before = map(float, floats)
-    return int(count), step, level, drift, rough, last, before, int(clipped)
+    step, level, kept, rough, last, before = map(float, floats)
+    return int(count), step, level, kept, rough, last, before, int(clipped)
 
 
 def _merged(a: list[float], b: list[float]) -> list[float]:
@@ -278,34 +278,25 @@ def _merged(a: list[float], b: list[float]) -> list[float]:
 def _advance(stream: _Stream, step: float, value: float) -> tuple[_Stream, float]:
     """The stream after one more value, and that value with an isolated spike pulled in.
 
-    The centre is Brown's double exponential smoothing (level plus drift), the width five standard deviations
-    plus a few percent of the level. Four clipped values in a row are a jump, not a spike: the level follows.
+    A spike lies beyond both the smoothed level and the last kept value by five standard deviations and a few
+    percent of the level. Four in a row are a jump, not a spike: the level follows them.
     """
-    count, _, level, drift, rough, last, before, clipped = stream
+    count, _, level, kept, rough, last, before, clipped = stream
     if count == 0:
-        return (1, step, value, 0.0, 0.0, value, value, 0), value
+        return (1, step, value, value, 0.0, value, value, 0), value
     size = level if level >= 0.0 else -level
     if count >= 2:
         bend = abs(value - 2.0 * last + before)
         weight = max(2.0 / count, 0.02)
         rough = bend if count == 2 else rough + weight * (min(bend, 3.0 * rough + 1e-5 * size) - rough)
-    kept = value
-    if count >= 20:
-        centre, width = level + drift, 2.5 * rough
-        high, low = centre + width + 0.02 * size, centre - width - 0.05 * size
+    if count < 20:
+        kept = value
+    else:
+        high = max(level, kept) + 2.5 * rough + 0.02 * size
+        low = min(level, kept) - 2.5 * rough - 0.05 * size
         kept = high if value > high else low if value < low else value
         clipped = 0 if kept == value else clipped + 1
         if clipped >= 4:
-            return (count + 1, step, value, 0.0, rough, value, last, 0), value
-    off = kept - level
-    pace = max(1.0 / (count + 1), 0.1)
-    return (
-        count + 1,
-        step,
-        level + pace * off,
-        drift + pace * (off - drift),
-        rough,
-        value,
-        last,
-        clipped,
-    ), kept
+            return (count + 1, step, value, value, rough, value, last, 0), value
+    level += max(1.0 / (count + 1), 0.1) * (kept - level)
+    return (count + 1, step, level, kept, rough, value, last, clipped), kept

@@ -117,7 +117,8 @@ class LossForecaster:
         units = Units.of(used)
         noise = self.curve.noise / units.scale
         values = units.inward(used.robust)
-        evidence = Evidence(used.steps, values, noise**2 / used.count + self.prior.floor**2)
+        variance = noise**2 / used.count + self.prior.floor**2
+        evidence = Evidence(used.steps, values, variance, noise)
         points = _path_steps(float(bins.steps[0]), horizon)
         mixture = self._bank_for(horizon).predict(evidence, points)
         edges = self._edges(self._ended(mixture, bins, units, noise))

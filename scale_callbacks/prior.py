@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import cache
@@ -24,6 +25,8 @@ class Regime:
         tie: correlation of the exponent and the log slope.
         drop: mean and sd of log(loss brought by annealing from the peak to zero, over the final loss).
         speed: mean and sd of log(multi-power's C).
+        horizon: mean and sd of log(planned steps): where such runs are found.
+        noise: mean and sd of log(sd of one observation over the loss).
     """
 
     name: str
@@ -33,6 +36,18 @@ class Regime:
     tie: float
     drop: Pair
     speed: Pair
+    horizon: Pair
+    noise: Pair
+
+    def weigh(self, horizon: float, noise: float) -> float:
+        """Probability of the kind, up to a factor, for a plan's length and a curve's noise.
+
+        Both say little, so neither may count against a kind by more than a factor of e^4.
+        """
+        weight = self.weight
+        for value, (mean, sd) in ((horizon, self.horizon), (max(noise, 1e-6), self.noise)):
+            weight *= math.exp(-min(0.5 * ((math.log(value) - mean) / sd) ** 2, 4.0)) / sd
+        return weight
 
 
 @dataclass(frozen=True)
