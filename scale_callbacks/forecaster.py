@@ -64,7 +64,7 @@ class LossForecaster:
         self.references = tuple(references)
         self.steps_per_epoch = steps_per_epoch
         self.curve = Curve(schedule.horizon)
-        self._bank = LawBank(plan_of(schedule), self.prior)
+        self._bank = LawBank(plan_of(schedule), self.prior, steps_per_epoch)
 
     @property
     def horizon(self) -> int:
@@ -114,7 +114,7 @@ class LossForecaster:
             return None
         bins, horizon = self.curve.bins(), float(self.horizon)
         used = usable(bins, horizon, min(self.schedule.warmup, horizon), self.prior.skip)
-        units = Units.of(used)
+        units = Units.of(used, ratio=self._several_epochs)
         noise = self.curve.noise / units.scale
         values = units.inward(used.robust)
         variance = noise**2 / used.count + self.prior.floor**2
@@ -133,10 +133,14 @@ class LossForecaster:
         """Go on from a saved state; forecasts are then bit for bit those of the saved forecaster."""
         self.curve.load_state_dict(state["curve"])
 
+    @property
+    def _several_epochs(self) -> bool:
+        return self.steps_per_epoch is not None and self.horizon > self.steps_per_epoch
+
     def _bank_for(self, horizon: float) -> LawBank:
         if horizon == self.schedule.horizon:
             return self._bank
-        return LawBank(plan_of(self.schedule, horizon), self.prior)
+        return LawBank(plan_of(self.schedule, horizon), self.prior, self.steps_per_epoch)
 
     def _ended(self, mixture: Mixture, bins: Bins, units: Units, noise: float) -> Mixture:
         """The mixture with what was measured of the last 1% put in, and the noise of its mean added."""

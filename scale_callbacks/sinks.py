@@ -182,9 +182,7 @@ class ConsoleSink:
 def sentence(name: str, forecast: Forecast) -> str:
     """Say a forecast in one line, to as many digits as its interval is worth.
 
-    >>> from scale_callbacks.forecast import Forecast
-    >>> sentence("train_loss", Forecast(2.5, 2.4, 2.6, level=0.9, step=100, horizon=1000, status="ok"))
-    'train_loss at step 1,000: 2.500 (90% interval 2.400 to 2.600), seen to step 100'
+    For instance "train_loss at step 1,000: 2.500 (90% interval 2.400 to 2.600), seen to step 100".
     """
     digits = _digits(forecast.high - forecast.low)
     value, low, high = (f"{x:.{digits}f}" for x in (forecast.value, forecast.low, forecast.high))

@@ -163,7 +163,8 @@ def test_a_run_past_its_horizon_goes_on_with_ever_rarer_forecasts(schedule, loss
     monitor = watch(schedule, np.concatenate((losses, losses[-1:].repeat(1000))))
     late = [point.step for point in monitor.history if point.step > 1000]
     assert 0 < len(late) < 10
-    assert monitor.forecast.horizon == 2000
+    assert monitor.forecast.horizon == late[-1]
+    assert monitor.forecast.status == "past_horizon"
     assert monitor.forecast.low < monitor.forecast.value < monitor.forecast.high
 
 

@@ -9,7 +9,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def python(code, *, cwd):
-    """Run code in a fresh interpreter that finds the package only where it is installed or put on the path."""
+    """Run code in a fresh interpreter; the sources are put on its path only where nothing is installed."""
     search = f"import sys; sys.path.insert(0, {str(ROOT)!r})\n" if not _installed() else ""
     return subprocess.run(
         [sys.executable, "-c", search + code], cwd=cwd, capture_output=True, text=True, check=False
