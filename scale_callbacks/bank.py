@@ -13,6 +13,7 @@ eliminated one after the other in closed form, for all members at once.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -49,6 +50,21 @@ class Evidence:
     values: Floats
     variance: Floats
     noise: float
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What one curve says about the members of a bank.
+
+    Attributes:
+        decays: index of each decay shape, by law and parameters.
+        drops: index of each drop shape.
+        log: (decays, slopes, drops, depths) log likelihood, at most 0.
+    """
+
+    decays: dict[tuple[str | float, ...], int]
+    drops: dict[tuple[str | float, ...], int]
+    log: Floats
 
 
 class LawBank:
@@ -145,16 +161,47 @@ class LawBank:
             parts.append((_normalised(log) + np.log(share))[:, None] + depth)
         return _normalised(np.concatenate(parts))
 
-    def predict(self, evidence: Evidence, points: Floats) -> Mixture:
+    def lesson(self, evidence: Evidence) -> Lesson:
+        """What a curve says about the members: its log marginal likelihood under each, up to a constant."""
+        tables = Tables.of(self, evidence, np.zeros(0))
+        pairs = zip(self.prior.wander, self.prior.wander_weights, strict=True)
+        logs = [Regression(self, tables, evidence, sd**2).evidence() + math.log(w) for sd, w in pairs]
+        told = np.logaddexp.reduce(logs, axis=0)
+        return Lesson(self._keys(self._decays), self._keys(self._drops), told - told.max())
+
+    def taught(self, lesson: Lesson) -> Floats:
+        """A lesson from another bank of the same prior, brought to this bank's members.
+
+        A power law in steps it lacked is read as one in area, a drop it could not see as none.
+        """
+        area, none = "area", lesson.drops[("power",)]
+        rows = [
+            lesson.decays[key if key in lesson.decays else (area, *key[1:])]
+            for key in self._keys(self._decays)
+        ]
+        columns = [lesson.drops.get(key, none) for key in self._keys(self._drops)]
+        return np.asarray(lesson.log[rows][:, :, columns], dtype=np.float64)
+
+    @staticmethod
+    def _keys(tables: list[Shapes]) -> dict[tuple[str | float, ...], int]:
+        keys: list[tuple[str | float, ...]] = [
+            (shapes.law, *(float(column[i]) for column in shapes.parameters.values()))
+            for shapes in tables
+            for i in range(len(shapes))
+        ]
+        return {key: i for i, key in enumerate(keys)}
+
+    def predict(self, evidence: Evidence, points: Floats, lessons: Floats | float = 0.0) -> Mixture:
         """Mixture over the loss (in units of its present level) at some steps and, last, at the end.
 
         Args:
             evidence: the binned curve.
             points: optimizer steps; the mean over the last 1% of the plan is added as a last point.
+            lessons: log weights to add to the prior's, from `taught`.
         """
         tables = Tables.of(self, evidence, points)
         walks = [Regression(self, tables, evidence, sd**2) for sd in self.prior.wander]
-        prior = self.log_prior(evidence.noise)
+        prior = self.log_prior(evidence.noise) + lessons
         log = np.stack(
             [
                 walk.evidence() + prior + np.log(w)

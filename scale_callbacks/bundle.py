@@ -14,8 +14,8 @@ from scale_callbacks.schedule import Schedule
 def read_bundle(path: Path | str) -> list[Run]:
     """Read the runs of an `.npz` bundle.
 
-    It holds `meta` (JSON, one entry a run) and, for run i, `i.plan` (steps and rates at the knots of the plan),
-    `i.train` and, where there is one, `i.val` (steps and losses).
+    It holds `meta` (JSON, one entry a run) and, for run i, `i.plan` (steps and rates at the knots of the
+    plan), `i.train` and, where there is one, `i.val` (steps and losses).
     """
     runs = []
     with np.load(path) as bundle:

@@ -82,6 +82,7 @@ class Prior:
         clock: exponent p of the discrepancy's clock, -area^-p / p.
         floor: sd of a bin's mean that no number of observations undercuts, share of the loss.
         skip: (share of the plan, share of what was seen, warm-ups) left out at the start.
+        trust: weight of a reference run's evidence, and of the train loss's for a validation loss.
         calibration: factors on the interval's half-widths, by share of the plan seen.
     """
 
@@ -112,6 +113,7 @@ class Prior:
     clock: float
     floor: float
     skip: tuple[float, float, float]
+    trust: Pair
     calibration: tuple[Pair, ...]
 
     @classmethod
