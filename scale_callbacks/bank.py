@@ -5,7 +5,7 @@ the binned loss (over its present level) is
 
     y = F + A * decay + B * drop + w + e
 
-with Gaussian priors on F, A and B, white noise e, and a random walk w in u = -1/area: the law's own error,
+with Gaussian priors on F, A and B, white noise e, and a random walk w in -1/area: the law's own error,
 which fades the early part, ties the forecast to the latest residuals and widens with the distance ahead. All
 members share the noise model, so one Cholesky factor whitens everything, and the three coefficients are
 eliminated one after the other in closed form, for all members at once.
@@ -13,6 +13,7 @@ eliminated one after the other in closed form, for all members at once.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -22,6 +23,7 @@ from numpy.typing import NDArray
 
 from scale_callbacks.laws.annealing import AnnealingArea
 from scale_callbacks.laws.base import Floats, Plan, Shapes
+from scale_callbacks.laws.epochs import EpochBorders
 from scale_callbacks.laws.multi_power import MultiPower
 from scale_callbacks.laws.power import PowerOfArea, PowerOfSteps
 from scale_callbacks.mixture import Mixture
@@ -50,16 +52,33 @@ class Evidence:
     noise: float
 
 
+@dataclass(frozen=True)
+class Lesson:
+    """What one curve says about the members of a bank.
+
+    Attributes:
+        decays: index of each decay shape, by law and parameters.
+        drops: index of each drop shape.
+        log: (decays, slopes, drops, depths) log likelihood, at most 0.
+    """
+
+    decays: dict[tuple[str | float, ...], int]
+    drops: dict[tuple[str | float, ...], int]
+    log: Floats
+
+
 class LawBank:
     """All members of all laws, tabulated over one plan.
 
     Args:
         plan: the whole plan in scale-free units.
         prior: grids and population prior.
+        steps_per_epoch: optimizer steps an epoch of a fine-tuning run takes.
     """
 
-    def __init__(self, plan: Plan, prior: Prior) -> None:
+    def __init__(self, plan: Plan, prior: Prior, steps_per_epoch: float | None = None) -> None:
         self.plan, self.prior = plan, prior
+        self.told = steps_per_epoch is not None
         area = PowerOfArea(prior.exponents, prior.offsets)(plan)
         steps = PowerOfSteps(prior.exponents)(plan)
         self._decays = [area, steps] if np.abs(plan.area - plan.time).max() > 1e-3 else [area]
@@ -67,6 +86,7 @@ class LawBank:
         drops = [
             MultiPower(prior.speeds, forms, _BETA)(plan),
             AnnealingArea(tuple(memory for memory, _ in prior.memories))(plan),
+            EpochBorders(steps_per_epoch, prior.borders)(plan),
         ]
         self._drops = [shapes for shapes in drops if len(shapes)]
         none = Shapes("power", np.zeros((1, len(plan.steps))), {})
@@ -74,7 +94,9 @@ class LawBank:
         self.decay = np.concatenate([shapes.features for shapes in self._decays])
         self.drop = np.concatenate([shapes.features for shapes in self._drops])
         self.slopes = np.array(prior.slopes)
-        self.falls = np.array(prior.drops)
+        borders = np.array([law == "epochs" for law in self.law_of_drop()])[:, None]
+        self.falls = np.where(borders, prior.border_drops, prior.drops)  # (drops, depths)
+        self.fall_width = np.where(borders, prior.border_width, prior.drop_width)
 
     @cached_property
     def _by_regime(self) -> Floats:
@@ -93,6 +115,8 @@ class LawBank:
             noise: sd of one observation over the loss.
         """
         kinds = np.array([regime.weigh(self.plan.horizon, noise) for regime in self.prior.regimes])
+        if self.told:
+            kinds *= [self.prior.told if r.name == "finetuning" else 1.0 for r in self.prior.regimes]
         mixed = np.tensordot(kinds / kinds.sum(), self._by_regime, axes=1)
         return np.asarray(np.log(np.maximum(mixed, 1e-30)), dtype=np.float64)
 
@@ -116,32 +140,68 @@ class LawBank:
         return exponents, offsets, clocks
 
     def _drop_prior(self, regime: Regime) -> Floats:
-        depth = -0.5 * ((np.log(self.falls) - regime.drop[0]) / regime.drop[1]) ** 2
+        """(drops, depths): log prior within a kind of run."""
+        scale = self.prior.peak * _log_peak(self.plan.peak)
+        several = any(shapes.law == "epochs" for shapes in self._drops)
         parts = []
         for shapes in self._drops:
-            log = np.zeros(len(shapes))
+            log, (mean, sd) = np.zeros(len(shapes)), (regime.drop[0] + scale, regime.drop[1])
+            share, depths = 1.0 - self.prior.annealing, self.prior.drops
             if shapes.law == "multi_power":
                 log = -0.5 * ((np.log(shapes.parameters["speed"]) - regime.speed[0]) / regime.speed[1]) ** 2
                 log += np.log([weight for _, _, weight in self.prior.forms] * len(self.prior.speeds))
-                share = 0.8
             elif shapes.law == "annealing":
                 log += np.log([weight for _, weight in self.prior.memories])
-                share = 0.2
+                share = self.prior.annealing
+            elif shapes.law == "epochs":
+                share, depths, (mean, sd) = 4.0, self.prior.border_drops, self.prior.border
             else:
-                share = self.prior.plain
-            parts.append(_normalised(log) + np.log(share))
-        return _normalised(np.concatenate(parts)[:, None] + depth)
+                share = 0.5 if several else self.prior.plain
+            depth = _normalised(-0.5 * ((np.log(depths) - mean) / sd) ** 2)
+            parts.append((_normalised(log) + np.log(share))[:, None] + depth)
+        return _normalised(np.concatenate(parts))
 
-    def predict(self, evidence: Evidence, points: Floats) -> Mixture:
+    def lesson(self, evidence: Evidence) -> Lesson:
+        """What a curve says about the members: its log marginal likelihood under each, up to a constant."""
+        tables = Tables.of(self, evidence, np.zeros(0))
+        pairs = zip(self.prior.wander, self.prior.wander_weights, strict=True)
+        logs = [Regression(self, tables, evidence, sd**2).evidence() + math.log(w) for sd, w in pairs]
+        told = np.logaddexp.reduce(logs, axis=0)
+        return Lesson(self._keys(self._decays), self._keys(self._drops), told - told.max())
+
+    def taught(self, lesson: Lesson) -> Floats:
+        """A lesson from another bank of the same prior, brought to this bank's members.
+
+        A power law in steps it lacked is read as one in area, a drop it could not see as none.
+        """
+        area, none = "area", lesson.drops[("power",)]
+        rows = [
+            lesson.decays[key if key in lesson.decays else (area, *key[1:])]
+            for key in self._keys(self._decays)
+        ]
+        columns = [lesson.drops.get(key, none) for key in self._keys(self._drops)]
+        return np.asarray(lesson.log[rows][:, :, columns], dtype=np.float64)
+
+    @staticmethod
+    def _keys(tables: list[Shapes]) -> dict[tuple[str | float, ...], int]:
+        keys: list[tuple[str | float, ...]] = [
+            (shapes.law, *(float(column[i]) for column in shapes.parameters.values()))
+            for shapes in tables
+            for i in range(len(shapes))
+        ]
+        return {key: i for i, key in enumerate(keys)}
+
+    def predict(self, evidence: Evidence, points: Floats, lessons: Floats | float = 0.0) -> Mixture:
         """Mixture over the loss (in units of its present level) at some steps and, last, at the end.
 
         Args:
             evidence: the binned curve.
             points: optimizer steps; the mean over the last 1% of the plan is added as a last point.
+            lessons: log weights to add to the prior's, from `taught`.
         """
         tables = Tables.of(self, evidence, points)
         walks = [Regression(self, tables, evidence, sd**2) for sd in self.prior.wander]
-        prior = self.log_prior(evidence.noise)
+        prior = self.log_prior(evidence.noise) + lessons
         log = np.stack(
             [
                 walk.evidence() + prior + np.log(w)
@@ -164,7 +224,7 @@ class LawBank:
     def _law_weights(self, weights: Floats) -> dict[str, float]:
         by_drop = weights.sum(axis=(0, 1, 2, 4))
         by_drop /= by_drop.sum()
-        laws = dict.fromkeys(("power", "annealing", "multi_power"), 0.0)
+        laws = dict.fromkeys(("power", "annealing", "multi_power", "epochs"), 0.0)
         for law, weight in zip(self.law_of_drop(), by_drop.tolist(), strict=True):
             laws[law] += weight
         return laws
@@ -177,7 +237,7 @@ class Tables:
     Attributes:
         decay: (decays, bins).
         drop: (drops, bins).
-        walk: (bins) the random walk's clock, 0 at the first bin.
+        walk: (bins) the random walk's clock -area^-p / p, 0 at the first bin.
         decay_at: (decays, points), the last point being the end.
         drop_at: (drops, points).
         walk_at: (points).
@@ -201,15 +261,15 @@ class Tables:
         there = _reader(plan.steps, np.concatenate((points, end)))
         area = np.maximum(here(plan.area), 1e-4)
         area_at = np.maximum(there(plan.area), 1e-4)
-        count = len(points)
-        start = -1.0 / area[0]
+        count, power = len(points), bank.prior.clock
+        start = -(area[0] ** -power) / power
         return cls(
             here(bank.decay),
             here(bank.drop),
-            -1.0 / area - start,
+            -(area**-power) / power - start,
             _ended(there(bank.decay), count),
             _ended(there(bank.drop), count),
-            np.maximum(_ended(-1.0 / area_at - start, count), 0.0),
+            np.maximum(_ended(-(area_at**-power) / power - start, count), 0.0),
             area[-1] / area,
         )
 
@@ -260,7 +320,7 @@ class Regression:
         now_drop = np.maximum(tables.drop[:, -1:], 0.0)
         slope = bank.slopes / (1.0 + bank.slopes * now_decay)  # over the final loss the member expects
         fall = bank.falls / (1.0 + bank.falls * now_drop)
-        p1, p2 = (bank.prior.slope_width * slope) ** -2, (bank.prior.drop_width * fall) ** -2
+        p1, p2 = (bank.prior.slope_width * slope) ** -2, (bank.fall_width * fall) ** -2
         self._d1, self._h1 = self._a11[:, None] + p1, self._b1[:, None] + p1 * slope
         self._d2, self._h2 = self._a22[:, None] + p2, self._b2[:, None] + p2 * fall
         self._log1 = 0.5 * (self._h1**2 / self._d1 - np.log(self._d1 / p1) - p1 * slope**2)
@@ -306,6 +366,11 @@ def _heaviest(weights: Floats, most: int) -> NDArray[np.intp]:
     if len(kept) > most:
         kept = np.sort(kept[np.argpartition(-weights[kept], most)[:most]])
     return kept
+
+
+def _log_peak(peak: float) -> float:
+    """Log of the absolute peak rate over 5e-4, kept to the range known; 0 for a rate in relative units."""
+    return float(np.log(np.clip(peak, 1e-4, 4e-3) / 5e-4)) if peak < 0.05 else 0.0
 
 
 def _normalised(log: Floats) -> Floats:
