@@ -92,6 +92,7 @@ class Watch:
         self._began = self._epoch_began = self._step = trainer.global_step
         self._boundary = self._after(self._began)
         self._asked = False
+        self._patience = 0  # batches before which nothing can be due
         self._adopt(Source.OPEN)
 
     @property
@@ -111,9 +112,13 @@ class Watch:
                 self._window.add(value)
         except Exception as fault:
             self.fail(fault)
-        step = self._step = self._trainer.global_step
-        if step >= self._next_read:
-            self._due(step, outputs)
+        self._patience -= 1
+        if self._patience <= 0:
+            step = self._trainer.global_step
+            if step >= self._next_read:
+                self._due(step, outputs)
+            # Asking for the step costs more than the rest of this hook: asked only when it may be reached.
+            self._patience = self._next_read - step if self._automatic else 1
 
     def epoch_started(self) -> None:
         """Read what a hook after ours has logged at the end of the epoch before."""
@@ -159,12 +164,14 @@ class Watch:
 
     def close(self, outcome: str | None = None) -> None:
         """Close the sinks; the monitor stays readable."""
+        self._step = self._trainer.global_step
         if outcome is not None and self._mlflow is not None:
             self._mlflow.outcome = outcome
         self.monitor.close()
 
     def state(self) -> dict[str, Any]:
         """What a resumed run needs, as plain data."""
+        self._step = self._trainer.global_step
         if self._trainer.world_size == 1:
             self.late_epoch_values()  # a checkpoint of the epoch's end has what was logged after us
         return {
@@ -200,7 +207,7 @@ class Watch:
     # --- taking a value, on every batch
 
     def _of_output(self, outputs: Any) -> Any:
-        loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
+        loss = outputs.get("loss") if isinstance(outputs, dict) else outputs
         batches = self._trainer.accumulate_grad_batches if self._automatic else 1
         # Lightning has divided it by the number of batches it accumulates.
         return loss if loss is None or batches == 1 else loss * batches
@@ -265,18 +272,19 @@ class Watch:
 
     def _exchange(self, value: torch.Tensor | None = None) -> tuple["Mean", "Mean"]:
         """Read the window and a further value, as means over all ranks; the only place that waits."""
-        report = torch.zeros(7, device=self._trainer.strategy.root_device)
+        device = self._trainer.strategy.root_device
+        parts = [torch.zeros(3, device=device)] * 2
         try:
-            report[:3] = self._window.totals()
+            parts[0] = self._window.totals().to(device)
             if value is not None:
                 one = LossWindow()
                 one.add(value)
-                report[3:6] = one.totals()
+                parts[1] = one.totals().to(device)
             self._window.reset()
         except Exception as fault:
             self.fail(fault)
-        report[6] = float(self._failed)
-        numbers = self._sum(report)
+        failed = torch.full((1,), float(self._failed), device=device)
+        numbers = self._sum(torch.cat((*parts, failed)))
         if numbers[6] and not self.off:
             self.off = True  # on all ranks at once
             self._note("a rank has failed, no more forecasts", None)
@@ -384,6 +392,7 @@ class Watch:
         if source in (Source.EPOCH, Source.VALIDATION):
             self._boundary = NEVER
         self._next_read = self._boundary if self._asked else 0  # the first batch tells the source
+        self._patience = 0
         if source is Source.OPEN:
             return
         if source in (Source.STEP, Source.EPOCH):

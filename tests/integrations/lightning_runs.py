@@ -3,12 +3,30 @@
 from typing import Any
 
 import lightning.pytorch as pl
+import pytest
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 
 from scale_callbacks.monitor import Monitor
 
 NOISE = 0.1
+
+QUIET = [
+    # what Lightning says of tiny trainings
+    pytest.mark.filterwarnings("ignore:.*does not have many workers"),
+    pytest.mark.filterwarnings("ignore:.*smaller than the logging interval"),
+    pytest.mark.filterwarnings("ignore:.*enable_checkpointing"),
+    pytest.mark.filterwarnings("ignore:.*not have a `val_dataloader`"),
+    pytest.mark.filterwarnings("ignore:You defined a `validation_step`"),
+    pytest.mark.filterwarnings("ignore:.*no `val_dataloader`"),
+    pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists"),
+    pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before the epoch"),
+    pytest.mark.filterwarnings("ignore:`training_step` returned `None`"),
+    pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step"),
+    pytest.mark.filterwarnings("ignore:.*LeafSpec"),  # torch says it to Lightning
+]
+
+torch.set_num_threads(1)
 
 
 def data(batches: int = 20, batch_size: int = 4) -> DataLoader[Any]:

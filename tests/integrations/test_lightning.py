@@ -24,27 +24,9 @@ import scale_callbacks
 from scale_callbacks import LossForecaster, MemorySink, Schedule
 from scale_callbacks.integrations import _trainer, _watch
 from scale_callbacks.integrations.lightning import LossForecast
-from tests.integrations.lightning_runs import Net, Recording, Silent, Validated, data, trainer
+from tests.integrations.lightning_runs import QUIET, Net, Recording, Silent, Validated, data, trainer
 
-pytestmark = [
-    # what Lightning says of tiny trainings
-    pytest.mark.filterwarnings("ignore:.*does not have many workers"),
-    pytest.mark.filterwarnings("ignore:.*smaller than the logging interval"),
-    pytest.mark.filterwarnings("ignore:.*enable_checkpointing"),
-    pytest.mark.filterwarnings("ignore:.*not have a `val_dataloader`"),
-    pytest.mark.filterwarnings("ignore:You defined a `validation_step`"),
-    pytest.mark.filterwarnings("ignore:.*no `val_dataloader`"),
-    pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists"),
-    pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before the epoch"),
-    pytest.mark.filterwarnings("ignore:`training_step` returned `None`"),
-    pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step"),
-    pytest.mark.filterwarnings("ignore:.*LeafSpec"),  # torch says it to Lightning
-]
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> None:
-    torch.set_num_threads(1)
+pytestmark = QUIET
 
 
 @pytest.fixture(autouse=True)
@@ -511,7 +493,7 @@ class Stop(pl.Callback):
 
 
 def same_whatever_the_order(module: type[Net]) -> Net:
-    """A module whose losses depend on the step alone: Lightning starts the data of an epoch again on resume."""
+    """Losses that depend on the step alone: on resume, Lightning starts the data of an epoch again."""
 
     class Same(module):  # type: ignore[misc, valid-type]
         def loss(self, batch: Any) -> torch.Tensor:
