@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+import socket
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from scale_callbacks.integrations._mlflow_run import (
     Entry,
@@ -26,9 +28,9 @@ if TYPE_CHECKING:
 _log = logging.getLogger("scale_callbacks")
 
 BACKLOG = 1000  # entries kept while the store does not answer: several runs' worth
-STUCK = 4.0  # seconds after which `close` no longer waits for a store that does not answer
+STUCK = 4.0  # seconds after which `close` no longer waits for a store that is not there
 DRAWING = 0.004  # share of the run's time that the figures before the last may take
-FIRST_DRAWING = 0.5  # seconds expected of the first one, matplotlib's import included
+FIRST_DRAWING = 1.0  # seconds expected of the first one, matplotlib's import included
 
 
 class MlflowSink:
@@ -50,7 +52,7 @@ class MlflowSink:
         figures: Shares of the plan after which the figure is drawn before the end; left out where drawing
             would take more than a few thousandths of the run's time so far.
         batch_seconds: Least time between two batches.
-        flush_seconds: How long `close` waits at most; for a store that does not answer, four seconds.
+        flush_seconds: How long `close` waits at most; for a server that is not there, five seconds.
 
     Attributes:
         outcome: How the run ended if badly, "FAILED" or "KILLED"; to be set before `close`, which ends
@@ -67,7 +69,7 @@ class MlflowSink:
         prefix: str = "forecast",
         figures: Sequence[float] = (0.25, 0.5, 0.75),
         batch_seconds: float = 5.0,
-        flush_seconds: float = 10.0,
+        flush_seconds: float = 15.0,
     ) -> None:
         self.outcome: str | None = None
         self.faults = 0
@@ -75,6 +77,7 @@ class MlflowSink:
         self._writer = RunWriter(lambda: (client, run_id), prefix=prefix)
         self._run_id: str | None = run_id
         self._ends_run = False
+        self._address: str | None = getattr(client, "tracking_uri", None)
         self._prefix = prefix
         self._marks = sorted(figures)
         self._batch_seconds, self._flush_seconds = batch_seconds, flush_seconds
@@ -87,17 +90,20 @@ class MlflowSink:
         self._news = self._closing = False
 
     @classmethod
-    def starting(cls, opening: Callable[[], Opened], *, ends_run: bool = True, **options: Any) -> MlflowSink:
+    def starting(
+        cls, opening: Callable[[], Opened], *, address: str = "", ends_run: bool = True, **options: Any
+    ) -> MlflowSink:
         """Make a sink that opens its run itself.
 
         Args:
             opening: Returns the client and the run's id; called on the sink's thread, again after it failed.
+            address: The store's, for `close` to see whether a server is there.
             ends_run: Whether the run is the sink's own, to be ended at `close`.
             **options: The constructor's.
         """
         sink = cls(None, "", **options)  # type: ignore[arg-type]
         sink._writer = RunWriter(opening, prefix=sink._prefix)
-        sink._run_id, sink._ends_run = None, ends_run
+        sink._run_id, sink._address, sink._ends_run = None, address, ends_run
         return sink
 
     @property
@@ -140,7 +146,7 @@ class MlflowSink:
         thread = self._wake()
         begun = time.monotonic()
         while thread.is_alive() and (waited := time.monotonic() - begun) < self._flush_seconds:
-            if waited > STUCK and not self._responsive():
+            if waited > STUCK and not self._responsive() and not self._reachable():
                 break
             thread.join(0.05)
         if thread.is_alive():
@@ -151,6 +157,18 @@ class MlflowSink:
     def _responsive(self) -> bool:
         asked = self._writer.asked_at
         return self._writer.answering and (asked is None or time.monotonic() - asked < STUCK)
+
+    def _reachable(self) -> bool:
+        """Tell a server that is slow, and worth the whole time, from one that is not there."""
+        parts = urlsplit(self._address or "")
+        if parts.scheme not in ("http", "https") or parts.hostname is None:
+            return False
+        try:
+            port = parts.port or (443 if parts.scheme == "https" else 80)
+            socket.create_connection((parts.hostname, port), timeout=1.0).close()
+        except (OSError, ValueError):
+            return False
+        return True
 
     def _wake(self) -> threading.Thread:
         with self._changed:

@@ -26,10 +26,10 @@ def schedule_of(
 
     Neither is disturbed, and no tensor of the optimizer is copied: a copy of the scheduler runs on a stand-in
     that has the same parameter groups without parameters. Plans of up to 16,384 scheduler updates are
-    simulated one by one. Longer ones are read off the scheduler's closed form or lambda at steps chosen by bisection
-    (straight lines between them are within 1e-5 of the peak), so that 10 million steps take a fraction of a
-    second; where there is none, 200,000 updates are simulated and the rate held after them. In mid-training
-    the past is recomputed; a rate that was changed by hand is carried on from where it is.
+    simulated one by one. Longer ones are read off the scheduler's closed form or lambda at steps chosen by
+    bisection (straight lines between them are within 1e-5 of the peak), so that 10 million steps take a
+    fraction of a second; where there is none, 200,000 updates are simulated and the rate held after them. In
+    mid-training the past is recomputed; a rate that was changed by hand is carried on from where it is.
 
     With several parameter groups the plan follows the one that holds the most parameters. What reacts to the
     run (`ReduceLROnPlateau`, schedule-free optimizers) is taken to hold its present rate, with a warning.

@@ -11,9 +11,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from scale_callbacks.forecast import Forecast
 from scale_callbacks.forecaster import LossForecaster
-from scale_callbacks.monitor import Monitor
+from scale_callbacks.monitor import forecast_steps
 from scale_callbacks.peers import PEERS
+from scale_callbacks.prior import Prior
 from scale_callbacks.runs import Run
 from scale_callbacks.sinks import ForecastPoint
 
@@ -23,7 +25,6 @@ SHARES = (0.1, 0.2, 0.3, 0.5, 0.7, 0.9)
 FEWEST = 8  # observations seen before a forecast counts
 LEVELS = np.linspace(0.005, 0.995, 100)
 RESAMPLES = 1000
-MakeForecaster = Callable[[Run, float], LossForecaster]
 
 
 @dataclass(frozen=True)
@@ -94,8 +95,9 @@ def replay(
     *,
     shares: Sequence[float] = SHARES,
     level: float = 0.9,
+    prior: Prior | str = "population",
     peers: Sequence[str] = tuple(PEERS),
-    forecaster: MakeForecaster | None = None,
+    over_time: bool = True,
 ) -> Replayed:
     """Feed a finished run to a forecaster as if it were live.
 
@@ -103,38 +105,33 @@ def replay(
         run: the finished run.
         shares: shares of the plan at which forecasts are scored.
         level: level of the intervals.
+        prior: the population prior to forecast with.
         peers: names out of `PEERS`.
-        forecaster: makes the forecaster of a run at a level; by default one with the package's prior.
+        over_time: also make every forecast that a live run would have made.
     """
-    make = forecaster or default_forecaster
-    monitor = Monitor(make(run, level))
-    rows, fed = [], 0
-    for share in sorted(shares):
-        until = int(np.searchsorted(run.steps, share * run.schedule.horizon, side="right"))
-        _feed(monitor, run, fed, until)
+    forecaster = LossForecaster(run.schedule, level=level, prior=prior, steps_per_epoch=run.steps_per_epoch)
+    horizon = run.schedule.horizon
+    due: list[tuple[float, float | None]] = [(share * horizon, share) for share in shares]
+    if over_time:
+        due += [(float(step), None) for step in forecast_steps(horizon)]
+    rows: list[Row] = []
+    history: list[ForecastPoint] = []
+    fed = 0
+    for step, share in sorted(due, key=lambda pair: pair[0]):
+        until = int(np.searchsorted(run.steps, step, side="right"))
+        _feed(forecaster, run, fed, until)
         fed = until
-        forecast = monitor.forecaster.forecast() if until >= FEWEST else None
+        forecast = forecaster.forecast() if until >= FEWEST else None
         if forecast is None:
             continue
-        steps, losses = run.steps[:until], run.losses[:until]
-        said = {name: PEERS[name](run.schedule, steps, losses) for name in peers}
-        rows.append(
-            Row(
-                run=run.name,
-                source=run.source,
-                family=family_of(run),
-                share=share,
-                final=run.final,
-                value=forecast.value,
-                low=forecast.low,
-                high=forecast.high,
-                level=level,
-                status=str(forecast.status),
-                peers=said,
-            )
-        )
-    _feed(monitor, run, fed, len(run.steps))
-    return Replayed(run, tuple(rows), tuple(monitor.history))
+        if share is None:
+            told = forecast.value, forecast.low, forecast.high, str(forecast.status)
+            history.append(ForecastPoint(int(step), *told))
+        else:
+            seen = run.steps[:until], run.losses[:until]
+            said = {name: PEERS[name](run.schedule, *seen) for name in peers}
+            rows.append(_row(run, share, forecast, said))
+    return Replayed(run, tuple(rows), tuple(history))
 
 
 def replay_all(
@@ -148,7 +145,7 @@ def replay_all(
         done: called after each run.
         options: handed to `replay`; with several workers they must be picklable.
     """
-    job = partial(replay, **options)
+    job: Callable[[Run], Replayed] = partial(replay, **options)
     scored = [run for run in runs if run.scored]
     results = []
     if workers <= 1:
@@ -161,11 +158,6 @@ def replay_all(
             results.append(replayed)
             done()
     return results
-
-
-def default_forecaster(run: Run, level: float) -> LossForecaster:
-    """A forecaster as a user would make it."""
-    return LossForecaster(run.schedule, level=level, steps_per_epoch=run.steps_per_epoch)
 
 
 def family_of(run: Run) -> str:
@@ -232,17 +224,33 @@ def as_json(replayed: Sequence[Replayed]) -> dict[str, Any]:
     return {"scores": score_all(replayed), "rows": [asdict(row) for one in replayed for row in one.rows]}
 
 
-def _feed(monitor: Monitor, run: Run, start: int, end: int) -> None:
+def _row(run: Run, share: float, forecast: Forecast, peers: Mapping[str, float]) -> Row:
+    return Row(
+        run=run.name,
+        source=run.source,
+        family=family_of(run),
+        share=share,
+        final=run.final,
+        value=forecast.value,
+        low=forecast.low,
+        high=forecast.high,
+        level=forecast.level,
+        status=str(forecast.status),
+        peers=peers,
+    )
+
+
+def _feed(forecaster: LossForecaster, run: Run, start: int, end: int) -> None:
     """Hand over observations; where the target is a validation loss, with the train loss since the last."""
+    if run.train is None:
+        forecaster.observe(run.steps[start:end], run.losses[start:end])
+        return
+    steps, losses = run.train
     for i in range(start, end):
-        extra = None
-        if run.train is not None:
-            steps, losses = run.train
-            a = np.searchsorted(steps, run.steps[i - 1], side="right") if i else 0
-            b = np.searchsorted(steps, run.steps[i], side="right")
-            if b > a:
-                extra = {"train_loss": float(losses[a:b].mean())}
-        monitor.observe(float(run.steps[i]), float(run.losses[i]), extra=extra)
+        a = np.searchsorted(steps, run.steps[i - 1], side="right") if i else 0
+        b = np.searchsorted(steps, run.steps[i], side="right")
+        extra = {"train_loss": float(losses[a:b].mean())} if b > a else None
+        forecaster.observe(run.steps[i], run.losses[i], extra=extra)
 
 
 def _skill_interval(crps: Floats, theirs: Floats, sources: NDArray[Any], seed: int) -> tuple[float, float]:

@@ -52,6 +52,7 @@ def backtest(
             done=lambda: progress.advance(task),
             level=level,
             peers=tuple(PEERS) if peers else (),
+            over_time=pictures and out is not None,
         )
     result = bt.as_json(replayed)
     for group, shares in result["scores"].items():

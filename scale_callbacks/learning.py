@@ -23,11 +23,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from scale_callbacks.bundle import read_bundle
 from scale_callbacks.curve import Curve
 from scale_callbacks.forecaster import LossForecaster
 from scale_callbacks.prior import Prior, load_prior
-from scale_callbacks.runs import Run
+from scale_callbacks.runs import Run, read_runs
 
 Floats = NDArray[np.float64]
 
@@ -270,7 +269,7 @@ def table(rows: Sequence[Told]) -> str:
 
 def read_cases(folder: Path) -> list[Case]:
     """All scored runs of the folder's bundles of pretraining and small runs."""
-    runs = [run for name in ("loss", "small") for run in read_bundle(folder / f"{name}.npz")]
+    runs = [run for name in ("loss", "small") for run in read_runs([folder / f"{name}.npz"])]
     return [Case.of(run) for run in runs if run.scored]
 
 

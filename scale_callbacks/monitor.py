@@ -102,7 +102,7 @@ class Monitor:
         self._next_due = int(self._plan[0])
 
     def observe(
-        self, step: int, value: float, *, extra: Mapping[str, float] | None = None, span: int = 1
+        self, step: float, value: float, *, extra: Mapping[str, float] | None = None, span: int = 1
     ) -> Decision:
         """Take the value of a step; forecast, decide and log when that is due.
 
@@ -136,7 +136,7 @@ class Monitor:
             self._fire(int(step))
         return self.decision
 
-    def due(self, step: int) -> bool:
+    def due(self, step: float) -> bool:
         """Tell whether an observation at this step makes a forecast."""
         return step >= self._next_due
 
@@ -210,7 +210,7 @@ class Monitor:
         self._faults = Counter(state["faults"])
         self._next_due = self._due_after(self._fired[-1] if self._fired else 0)
 
-    def _rewind(self, step: int) -> None:
+    def _rewind(self, step: float) -> None:
         self._fired = [fired for fired in self._fired if fired < step]
         self.history = [point for point in self.history if point.step < step]
         self._next_due = self._due_after(self._fired[-1] if self._fired else 0)

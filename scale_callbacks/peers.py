@@ -6,6 +6,7 @@ first 2% of the plan left out; no prior, no noise model, no interval.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 from scale_callbacks.schedule import Schedule
 
 Floats = NDArray[np.float64]
-Law = Callable[[Floats, Floats], Floats]
+Law = Callable[[Floats, Floats], Any]
 BINS = 100
 SKIPPED = 0.02
 GRID = 120  # points at which a plan's falls of the rate are taken
@@ -57,7 +58,7 @@ def power_law(plan: Schedule, steps: Floats, losses: Floats) -> float:
     t, y = _bins(plan, steps, losses)
     horizon = float(plan.horizon)
 
-    def law(p: Floats, x: Floats) -> Floats:
+    def law(p: Floats, x: Floats) -> Any:
         return np.exp(p[0]) + np.exp(p[1]) * (x / horizon) ** -np.exp(p[2])
 
     starts = [np.log([0.8 * y[-1], 0.2 * y[-1], a]) for a in (0.3, 0.7)]
@@ -69,7 +70,7 @@ def annealing_law(plan: Schedule, steps: Floats, losses: Floats) -> float:
     t, y = _bins(plan, steps, losses)
     units = Plan(plan)
 
-    def law(p: Floats, x: Floats) -> Floats:
+    def law(p: Floats, x: Floats) -> Any:
         fall = np.exp(p[3]) * units.annealing(x)
         return np.exp(p[0]) + np.exp(p[1]) * np.maximum(units.area(x), 1e-9) ** -np.exp(p[2]) - fall
 
@@ -83,7 +84,7 @@ def multi_power_law(plan: Schedule, steps: Floats, losses: Floats) -> float:
     units = Plan(plan)
     fall, rate, at = units.falls()
 
-    def law(p: Floats, x: Floats) -> Floats:
+    def law(p: Floats, x: Floats) -> Any:
         low, a, alpha, b, c, beta, gamma = np.exp(p)
         area = units.area(x)
         since = np.maximum(area[:, None] - at, 0.0)
@@ -106,7 +107,7 @@ PEERS: Mapping[str, Callable[[Schedule, Floats, Floats], float]] = {
 
 
 def _bins(plan: Schedule, steps: Floats, losses: Floats) -> tuple[Floats, Floats]:
-    """Mean step and loss of up to a hundred equal shares of what was seen, the first 2% of the plan left out."""
+    """Mean step and loss of a hundred equal shares of what was seen, the first 2% of the plan left out."""
     kept = steps > SKIPPED * plan.horizon
     if kept.sum() < 8:
         kept = steps > 0

@@ -118,8 +118,9 @@ def _draw_loss(axes: Axes, summary: Summary) -> None:
     if truth is not None:
         axes.axhline(truth, color=_TRUTH, lw=1.2, ls=(0, (6, 3)), zorder=1, label="measured final loss")
     if len(steps):
-        rising = mean[-1] > sum(axes.get_ylim()) / 2 and len(steps) > 8
-        corner: Literal["lower right", "upper right"] = "lower right" if rising else "upper right"
+        end = float(mean[-1]) if summary.forecast is None else summary.forecast.value
+        high_end = end > sum(axes.get_ylim()) / 2 and len(steps) > 8
+        corner: Literal["lower right", "upper right"] = "lower right" if high_end else "upper right"
         axes.legend(loc=corner, frameon=False, fontsize=10, labelcolor=_INK)
 
 
@@ -128,7 +129,7 @@ def _draw_path(axes: Axes, forecast: Forecast, last_step: int) -> None:
     steps, value, low, high = (np.asarray(column, dtype=float) for column in path)
     if len(steps) == 0:
         return
-    ahead = steps >= min(last_step, steps[-1])
+    ahead = steps >= steps[max(int(np.searchsorted(steps, last_step, side="right")) - 1, 0)]
     axes.fill_between(steps[ahead], low[ahead], high[ahead], color=_FORECAST, alpha=0.2, lw=0)
     axes.plot(steps, value, color=_FORECAST, lw=1.2, ls=(0, (4, 3)))
     axes.plot(steps[ahead], value[ahead], color=_FORECAST, lw=2.2, label="forecast: median path and interval")
@@ -207,7 +208,9 @@ def _draw_past(axes: Axes, summary: Summary) -> None:
     faces = np.where(sure, _FORECAST, "white")
     axes.scatter(steps, value, s=size, facecolors=list(faces), edgecolors=_FORECAST, linewidths=1.1, zorder=3)
     if not sure.all():
-        _margin(axes, 0.06, "\u25cb status not ok", color=_FORECAST, size=10)
+        states = sorted({_plain(str(p.status), 14) for p in points} - {"ok"})
+        legend = states[0] if len(states) == 1 else "not ok"
+        _margin(axes, 0.06, f"\u25cb {legend}", color=_FORECAST, size=10)
     if len(points) == 1:
         axes.vlines(steps, low, high, color=_FORECAST, lw=2.0)
     truth = measured_final(summary)
@@ -265,9 +268,10 @@ def _subtitle(summary: Summary) -> str:
     seen, horizon = summary.last_step, _horizon(summary)
     parts = [f"{seen:,} of {horizon:,} steps seen ({seen / horizon:.0%})"]
     if summary.forecast is not None:
+        parts.append(f"status {_plain(str(summary.forecast.status))}")
         laws = sorted(summary.forecast.weights.items(), key=lambda item: -item[1])
-        parts += [f"status {_plain(str(summary.forecast.status))}"]
-        parts += [", ".join(f"{_plain(law)} {weight:.0%}" for law, weight in laws[:4])] if laws else []
+        shares = [f"{_plain(law)} {weight:.0%}" for law, weight in laws[:4] if weight >= 0.005]
+        parts += [", ".join(shares)] if shares else []
     truth = measured_final(summary)
     if truth is not None and summary.forecast is not None:
         parts.append(f"measured {_rounded(truth, summary.forecast.low, summary.forecast.high)[0]}")

@@ -69,7 +69,7 @@ class Run:
 
 
 def read_runs(paths: Iterable[str | Path]) -> list[Run]:
-    """Read runs from folders that hold a `runs.jsonl`, or from single CSV files.
+    """Read runs from folders that hold a `runs.jsonl`, from single CSV files, or from `.npz` bundles of runs.
 
     A CSV has the columns step, lr and loss; `<run>.val.csv` beside it the validation loss in the same form.
     In `runs.jsonl` each line is an object with "run" (the CSV's path without its ending) and, where known,
@@ -90,6 +90,8 @@ def read_runs(paths: Iterable[str | Path]) -> list[Run]:
             if not files:
                 raise FileNotFoundError(f"{path} holds neither runs.jsonl nor CSV files")
             runs += [_read_run(path, {"run": str(p.relative_to(path))[:-4]}) for p in files]
+        elif path.suffix == ".npz":
+            runs += _read_bundle(path)
         else:
             runs.append(_read_run(path.parent, {"run": path.stem}))
     return runs
@@ -104,20 +106,46 @@ def final_loss(steps: Floats, losses: Floats, horizon: float) -> float:
 def _read_run(folder: Path, meta: Mapping[str, Any]) -> Run:
     name = str(meta["run"])
     steps, rates, losses = _read_csv(folder / f"{name}.csv")
-    schedule = Schedule.from_points(steps, rates)
-    train = None
+    validation = None
     if meta.get("target") == "val":
-        train = steps, losses
-        steps, _, losses = _read_csv(folder / f"{name}.val.csv")
+        at, _, values = _read_csv(folder / f"{name}.val.csv")
+        validation = at, values
+    return _run(meta, folder.name, Schedule.from_points(steps, rates), (steps, losses), validation)
+
+
+def _read_bundle(path: Path) -> list[Run]:
+    """Read an `.npz`: "meta" holds what `runs.jsonl` would, "<i>.plan", ".train" and ".val" the curves."""
+    with np.load(path) as bundle:
+        if "meta" not in bundle:
+            raise ValueError(f"{path} is no bundle of runs: it holds {', '.join(bundle.files)}")
+        runs = []
+        for i, meta in enumerate(json.loads(str(bundle["meta"]))):
+            train, plan = bundle[f"{i}.train"], bundle[f"{i}.plan"]
+            validation = bundle[f"{i}.val"] if meta.get("target") == "val" else None
+            runs.append(_run(meta, path.stem, Schedule.from_points(*plan), train, validation))
+    return runs
+
+
+def _run(meta: Mapping[str, Any], group: str, schedule: Schedule, train: Any, validation: Any) -> Run:
+    name = str(meta["run"])
+    steps, losses = train if validation is None else validation
     kept = np.isfinite(losses)
     steps, losses = steps[kept], losses[kept]
     if len(steps) == 0:
-        raise ValueError(f"{folder / name}: no finite loss")
+        raise ValueError(f"{name}: no finite loss")
     final = meta.get("final")
     if not isinstance(final, int | float) or not math.isfinite(final):
         final = final_loss(steps, losses, schedule.horizon)
-    source = name.split("/")[0] if "/" in name else folder.name
-    return Run(name, source, schedule, steps, losses, float(final), train, dict(meta))
+    return Run(
+        name=name,
+        source=name.split("/")[0] if "/" in name else group,
+        schedule=schedule,
+        steps=steps,
+        losses=losses,
+        final=float(final),
+        train=None if validation is None else (train[0], train[1]),
+        meta=dict(meta),
+    )
 
 
 def _read_csv(path: Path) -> tuple[Floats, Floats, Floats]:

@@ -1,0 +1,226 @@
+"""Lightning: one callback that forecasts the final loss while the run goes on."""
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.pytorch.callbacks import Callback
+
+from scale_callbacks.forecast import Forecast
+from scale_callbacks.forecaster import LossForecaster
+from scale_callbacks.integrations import _trainer
+from scale_callbacks.integrations._watch import UnknownMetricError, Watch
+from scale_callbacks.monitor import Monitor
+from scale_callbacks.schedule import Schedule
+from scale_callbacks.sinks import Sink
+
+STATE_VERSION = 1
+
+
+class LossForecast(Callback):
+    """Forecasts the final value of a logged loss, from early in the run to its end.
+
+    The forecast and its interval go to `trainer.callback_metrics`, to the trainer's loggers and to the
+    progress bar, as `forecast/<monitor>`, `_low` and `_high`. Steps are optimizer steps
+    (`trainer.global_step`; with several optimizers Lightning counts the steps of all of them). The loss is
+    collected on the device and read 500 to 1,000 times a run; no other step waits for the device.
+
+    Nothing that goes wrong inside ends or holds up a training: it is logged once and the callback switches
+    itself off. Only set-up errors are raised: bad arguments, a length that cannot be known, a name that
+    nothing logs.
+
+    Args:
+        monitor: name of a logged training or validation loss. A module that logs nothing in training is
+            watched by the loss its `training_step` returns.
+        horizon: optimizer steps of the whole run; by default from the trainer's `max_steps` and `max_epochs`.
+        schedule: the learning-rate plan; by default read off the live optimizer and scheduler.
+        level: probability that the interval is to hold the final loss with.
+        sinks: further takers of the forecasts, on rank 0, for instance a `JsonlSink`.
+        mlflow: None logs to an MLflow run where there is one, True makes one, False never logs to MLflow.
+        progress_bar: show the forecast on the progress bar.
+
+    Raises:
+        ValueError: an empty name, horizon below 1 or other than the schedule's, level outside (0, 1).
+        TypeError: a schedule that is no `Schedule`, a sink that is none.
+
+    Attributes:
+        monitor: name of the watched metric.
+    """
+
+    def __init__(
+        self,
+        monitor: str = "train_loss",
+        *,
+        horizon: int | None = None,
+        schedule: Schedule | None = None,
+        level: float = 0.9,
+        sinks: Sequence[Sink] = (),
+        mlflow: bool | None = None,
+        progress_bar: bool = True,
+    ) -> None:
+        _check(monitor, horizon, schedule, level, sinks)
+        self.monitor = monitor
+        self.horizon = horizon
+        self.schedule = schedule
+        self.level = level
+        self.sinks = tuple(sinks)
+        self.mlflow = mlflow
+        self.progress_bar = progress_bar
+        self._watch: Watch | None = None
+        self._loaded: dict[str, Any] | None = None
+        self._validation_names: frozenset[str] = frozenset()
+
+    @property
+    def forecast(self) -> Forecast | None:
+        """The latest forecast; None before there is one."""
+        return None if self._watch is None else self._watch.monitor.forecast
+
+    @property
+    def warnings(self) -> Mapping[str, int]:
+        """What went wrong so far, and how often."""
+        return {} if self._watch is None else self._watch.warnings
+
+    @property
+    def state_key(self) -> str:
+        """Name of this callback's state in a checkpoint."""
+        return self._generate_state_key(monitor=self.monitor)
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Refuse a run whose end cannot be known, before anything is loaded."""
+        self._validation_names = frozenset()
+        if self.horizon is None and self.schedule is None and _trainer.length_is_unknown(trainer):
+            raise ValueError(_UNKNOWN_LENGTH)
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Read the plan off the trainer, and go on from a checkpoint where there is one."""
+        state = self._state_to_continue(trainer)
+        schedule = self._plan(trainer)
+        epoch = _trainer.steps_per_epoch(trainer)
+        forecaster = LossForecaster(
+            schedule, level=self.level, steps_per_epoch=epoch if 0 < epoch < schedule.horizon else None
+        )
+        dry = bool(trainer.fast_dev_run) or not trainer.is_global_zero  # type: ignore[attr-defined]
+        self._watch = Watch(
+            trainer,
+            lambda sinks: Monitor(forecaster, sinks=sinks, name=self.monitor),
+            sinks=() if dry else self.sinks,
+            mlflow=False if dry else self.mlflow,
+            progress_bar=self.progress_bar,
+            validation_names=self._validation_names,
+        )
+        if state is not None:
+            self._watch.load(state)
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Collect the loss; read it when a window is full."""
+        watch = self._watch
+        if watch is None or watch.off:
+            return
+        try:
+            watch.batch_ended(outputs)
+        except UnknownMetricError:
+            raise
+        except Exception as fault:
+            watch.fail(fault)
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Read a loss that the module has logged at the end of the epoch before."""
+        self._tell(Watch.epoch_started)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Read a loss that is logged once an epoch."""
+        self._tell(Watch.epoch_ended)
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Read a loss that the validation logs."""
+        if trainer.sanity_checking:
+            self._validation_names = frozenset(trainer.callback_metrics)
+        elif trainer.state.fn == "fit":
+            self._tell(Watch.validated)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Read what is left, and close the sinks."""
+        self._tell(Watch.late_epoch_values)
+        self._tell(Watch.close)
+
+    def on_exception(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
+    ) -> None:
+        """Close the sinks of a run that failed or was interrupted."""
+        outcome = "KILLED" if isinstance(exception, KeyboardInterrupt) else "FAILED"
+        self._tell(lambda watch: watch.close(outcome))
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Close the sinks, should nothing else have done so."""
+        if stage == "fit":
+            self._tell(Watch.close)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything a resumed run needs, as plain JSON-able data."""
+        if self._watch is None:
+            return self._loaded or {}
+        return {"version": STATE_VERSION, **self._watch.state()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Keep the state of a checkpoint for the training that is to start from it."""
+        self._loaded = state_dict
+
+    def __getstate__(self) -> dict[str, Any]:
+        # The watch holds device memory, threads and open files; its state is plain data.
+        return {**self.__dict__, "_watch": None, "_loaded": self.state_dict() or None}
+
+    def _tell(self, hook: Callable[[Watch], None]) -> None:
+        """Call the watch, and let nothing that fails in it reach the training."""
+        if self._watch is None:
+            return
+        try:
+            hook(self._watch)
+        except Exception as fault:
+            self._watch.fail(fault)
+
+    def _state_to_continue(self, trainer: pl.Trainer) -> dict[str, Any] | None:
+        """The state of a checkpoint, or of an earlier fit that this one goes on from."""
+        state, self._loaded = self._loaded, None
+        step = trainer.global_step
+        if state is None and self._watch is not None and self._watch.belongs_to(trainer):
+            state = self.state_dict()
+        self._watch = None
+        return state if step > 0 else None
+
+    def _plan(self, trainer: pl.Trainer) -> Schedule:
+        if self.schedule is not None:
+            return self.schedule
+        horizon = self.horizon or _trainer.horizon_of(trainer)
+        if not horizon:
+            raise ValueError(_UNKNOWN_LENGTH)
+        with warnings.catch_warnings():
+            if not trainer.is_global_zero:
+                warnings.simplefilter("ignore")
+            return _trainer.plan_of(trainer, horizon)
+
+
+_UNKNOWN_LENGTH = (
+    "the length of this run cannot be known (no max_steps, and no max_epochs over data of a known length): "
+    "give LossForecast(horizon=<optimizer steps>), or the Trainer max_steps or max_epochs"
+)
+
+
+def _check(
+    monitor: str, horizon: int | None, schedule: Schedule | None, level: float, sinks: Sequence[Sink]
+) -> None:
+    if not isinstance(monitor, str) or not monitor:
+        raise ValueError(f"monitor={monitor!r} must be the name of a logged loss, for instance 'train_loss'")
+    if horizon is not None and (int(horizon) != horizon or horizon < 1):
+        raise ValueError(f"horizon={horizon!r} must be a whole number of optimizer steps, 1 or more")
+    if schedule is not None and not isinstance(schedule, Schedule):
+        raise TypeError(f"schedule={schedule!r} must be a Schedule: leave it out to use the live scheduler")
+    if schedule is not None and horizon is not None and horizon != schedule.horizon:
+        raise ValueError(f"horizon={horizon} is not the schedule's {schedule.horizon}: give one of them")
+    if not 0.0 < level < 1.0:
+        raise ValueError(f"level={level!r} must lie between 0 and 1, for instance 0.9")
+    for sink in sinks:
+        if not isinstance(sink, Sink):
+            raise TypeError(f"sink {sink!r} has no methods write(record, summary) and close(summary)")
