@@ -9,13 +9,14 @@ from typing import Any, SupportsFloat
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from scale_callbacks.bank import Evidence, LawBank, Lesson
+from scale_callbacks.bank import LawBank, Lesson
 from scale_callbacks.curve import Bins, Curve, as_floats
 from scale_callbacks.evidence import LAST, Units, measured_end, usable
 from scale_callbacks.forecast import Forecast, Status
 from scale_callbacks.laws.base import plan_of
-from scale_callbacks.mixture import Mixture, quantiles
+from scale_callbacks.mixture import Mixture, Outlook, quantiles
 from scale_callbacks.prior import Prior, load_prior
+from scale_callbacks.regression import Evidence
 from scale_callbacks.schedule import Schedule
 
 Floats = NDArray[np.float64]
@@ -121,10 +122,10 @@ class LossForecaster:
         bank = self._bank_for(horizon)
         evidence, units = self._evidence(self.curve)
         points = _path_steps(float(bins.steps[0]), horizon)
-        mixture = bank.predict(evidence, points, self._lessons(bank))
-        edges = self._edges(self._ended(mixture, bins, units, evidence.noise))
+        outlook = bank.predict(evidence, points, self._lessons(bank))
+        edges = self._edges(outlook, self._ended(outlook.end, bins, units, evidence.noise))
         path = _over_observed([units.outward(edge) for edge in edges], points, bins, float(evidence.steps[0]))
-        return self._told(points, path, mixture.laws)
+        return self._told(points, path, outlook.laws)
 
     def lesson(self) -> Lesson | None:
         """What this run says about the laws, for a later run that takes it as a reference."""
@@ -173,25 +174,20 @@ class LossForecaster:
         last = float(bins.steps[-1]) if self.curve.last_step is None else float(self.curve.last_step)
         share, measured = measured_end(bins, last, self.horizon)
         observations = max(1.0, LAST * self.horizon * self.curve.n / max(last, 1.0))
-        mean, variance = mixture.mean.copy(), mixture.variance.copy()
-        if share > 0.0:
-            mean[:, -1] += share * (units.inward(np.array([measured])) - mean[:, -1])
-            variance[:, -1] *= (1.0 - share) ** 2
+        mean = mixture.mean + share * (units.inward(np.array([measured])) - mixture.mean)
+        variance = (1.0 - share) ** 2 * mixture.variance
         variance += noise**2 / observations + (0.1 * self.prior.floor) ** 2
-        return Mixture(mixture.weights, mean, variance, mixture.laws)
+        return Mixture(mixture.weights, mean, variance)
 
-    def _edges(self, mixture: Mixture) -> list[Floats]:
+    def _edges(self, outlook: Outlook, end: Mixture) -> list[Floats]:
         """(value, low, high) along the path: the mixture's quantiles at the end, their shape before it."""
-        mean, sd = mixture.moments()
         tail = 0.5 * (1.0 - self.level)
-        end = quantiles(
-            mixture.weights, mixture.mean[:, -1], np.sqrt(mixture.variance[:, -1]), (0.5, tail, 1.0 - tail)
-        )
+        edges = quantiles(end.weights, end.mean, np.sqrt(end.variance), (0.5, tail, 1.0 - tail))
         seen = float(self.curve.last_step or 0) / self.horizon
         shares, factors = np.array(self.prior.calibration).T
-        factor = float(np.interp(seen, shares, factors))
-        end[1:] = end[0] + factor * (end[1:] - end[0])
-        path = mean + (end[:, None] - mean[-1]) / sd[-1] * sd
+        edges[1:] = edges[0] + float(np.interp(seen, shares, factors)) * (edges[1:] - edges[0])
+        before = outlook.spread / max(float(outlook.spread[-1]), 1e-12)
+        path = outlook.path + (edges[:, None] - outlook.path[-1]) * before
         return [np.concatenate((row[:-2], row[-1:])) for row in path]
 
     def _told(self, points: Floats, path: list[Floats], laws: dict[str, float]) -> Forecast:
