@@ -1,4 +1,4 @@
-"""What a Lightning trainer can be asked: its length, its plan, its MLflow run; and how a forecast is shown."""
+"""What a Lightning trainer can be asked: its length, plan and MLflow run; and how a forecast is shown."""
 
 import logging
 import math

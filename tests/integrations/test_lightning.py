@@ -350,18 +350,17 @@ def test_given_schedule_is_the_plan() -> None:
     assert callback._watch.monitor.forecaster.schedule is schedule  # type: ignore[union-attr]
 
 
-@pytest.mark.parametrize("accumulate", [1, 3])
 @pytest.mark.parametrize(
-    "config",
+    ("config", "accumulate"),
     [
-        {"interval": "step"},
-        {"interval": "epoch"},
-        {"interval": "epoch", "frequency": 2},
-        {"interval": "step", "frequency": 5},
-        {"interval": "step", "frequency": 6},
-        {"interval": "step", "frequency": 50},
+        ({"interval": "step"}, 1),
+        ({"interval": "step"}, 3),
+        ({"interval": "epoch"}, 1),
+        ({"interval": "epoch", "frequency": 2}, 3),
+        ({"interval": "step", "frequency": 5}, 1),
+        ({"interval": "step", "frequency": 6}, 3),
+        ({"interval": "step", "frequency": 50}, 1),
     ],
-    ids=str,
 )
 def test_plan_is_what_lightning_applies(config: dict[str, Any], accumulate: int) -> None:
     class Scheduled(Net):
@@ -504,9 +503,14 @@ def same_whatever_the_order(module: type[Net]) -> Net:
 
 
 @pytest.mark.parametrize(
-    ("module", "monitor"), [(Net, "train_loss"), (Silent, "train_loss"), (Validated, "val_loss")]
+    ("module", "monitor", "stop"),
+    [
+        (Net, "train_loss", 57),
+        (Net, "train_loss", 73),
+        (Silent, "train_loss", 57),
+        (Validated, "val_loss", 57),
+    ],
 )
-@pytest.mark.parametrize("stop", [57, 73])
 def test_resumed_run_forecasts_bit_for_bit_the_same(
     module: type[Net], monitor: str, stop: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

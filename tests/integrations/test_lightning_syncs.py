@@ -73,9 +73,7 @@ def test_the_count_sees_a_read(read: Any, monkeypatch: pytest.MonkeyPatch) -> No
 def test_only_steps_on_which_something_is_due_are_read(
     module: type[Net], monitor: str, due: set[int], accumulate: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(
-        _trainer, "FEWEST_READS", 3
-    )  # windows of 80 steps: longer than the slots on the device
+    monkeypatch.setattr(_trainer, "FEWEST_READS", 3)  # windows of 80 steps: more than slots
     monkeypatch.setattr(_trainer, "MOST_READS", 3)
     seen: dict[int, int] = {}
 
