@@ -4,9 +4,9 @@
 
 Every constant of the prior is a knob. From a start set by hand each knob is tried a step up and a step down,
 and a step is taken where it improves the score: the mean over runs of a Student-t log score of forecast and
-interval, the runs of one source sharing the weight of the square root of their number. Each fold takes its own
-steps, from the gains measured on the other sources alone, and sets its own interval widths; a reported figure
-of a source is always that of the fold which never saw it.
+interval, the runs of one source sharing the weight of the square root of their number. Each fold takes its
+own steps, from the gains measured on the other sources alone, and sets its own interval widths; a reported
+figure of a source is always that of the fold which never saw it.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 from scale_callbacks.curve import Curve
 from scale_callbacks.forecaster import LossForecaster
+from scale_callbacks.laws.base import plan_of
 from scale_callbacks.prior import Prior, load_prior
 from scale_callbacks.runs import Run, read_runs
 
@@ -32,7 +33,6 @@ Floats = NDArray[np.float64]
 
 SHARES = (0.1, 0.2, 0.3, 0.5, 0.7, 0.9)
 MOST = 8  # runs of a source used for choosing knobs: the others are near copies
-CALIBRATED = ((0.0, 1.0), (1.0, 1.0))
 
 
 class Told(NamedTuple):
@@ -73,7 +73,7 @@ class Case:
         """Forecasts at every share under a prior."""
         run = self.run
         forecaster = LossForecaster(run.schedule, prior=prior, steps_per_epoch=run.steps_per_epoch)
-        rows = []
+        rows, plan = [], plan_of(run.schedule)
         for share, curve in self.curves:
             forecaster.curve = curve
             forecast = forecaster.forecast()
@@ -88,17 +88,10 @@ class Case:
                         value - 1.0,
                         value - low,
                         high - value,
-                        fall_to_come(run, share),
+                        plan.fall_to_come(share),
                     )
                 )
         return rows
-
-
-def fall_to_come(run: Run, share: float) -> float:
-    """How far the rate still falls, over its peak: what no curve can tell before it happens."""
-    schedule = run.schedule
-    steps = np.linspace(max(share * schedule.horizon, schedule.warmup), schedule.horizon, 200)
-    return float(np.maximum(-np.diff(schedule.lr(steps)), 0.0).sum() / schedule.peak)
 
 
 def log_score(rows: Sequence[Told]) -> Floats:
@@ -250,6 +243,41 @@ def learn(
     return search
 
 
+def calibrated(prior: Prior, rows: Sequence[Told], level: float = 0.9, shrink: float = 0.7) -> Prior:
+    """The prior with interval widths that hold the truths of these rows at the level they say.
+
+    By share of the plan seen, neighbouring shares counting half, and apart for plans whose rate still falls
+    by less and by more than a third of its peak; runs of one source share the weight of the square root of
+    their number. Each factor is a quantile of error over half-width, drawn towards 1.
+
+    Args:
+        prior: what the rows were forecast with.
+        rows: forecasts of runs that the prior may see.
+        level: of their intervals.
+        shrink: power that factors are taken to.
+    """
+    rate = np.array([row.error / row.below if row.error > 0.0 else -row.error / row.above for row in rows])
+    sources = np.array([row.source for row in rows])
+    weight = np.array([(sources == source).sum() ** -0.5 for source in sources])
+    place = np.array([SHARES.index(row.share) for row in rows])
+    open_ = np.array([row.to_come > 0.35 for row in rows])
+    factors = np.ones((len(SHARES), 2))
+    for i in range(len(SHARES)):
+        near = weight * np.array([1.0, 0.5])[np.minimum(np.abs(place - i), 1)] * (np.abs(place - i) <= 1)
+        for j in (0, 1):
+            mine = (open_ == bool(j)) & (near > 0.0)
+            if mine.sum() >= 8:
+                factors[i, j] = np.clip(_quantile(rate[mine], near[mine], level) ** shrink, 0.6, 2.5)
+    table = tuple((s, float(a), float(b)) for s, (a, b) in zip(SHARES, factors.tolist(), strict=True))
+    return prior.with_(calibration=table)
+
+
+def _quantile(values: Floats, weights: Floats, level: float) -> float:
+    order = np.argsort(values)
+    reached = np.cumsum(weights[order]) / weights.sum()
+    return float(values[order][np.searchsorted(reached, level)])
+
+
 def table(rows: Sequence[Told]) -> str:
     """Median and 90th percentile of |error|, bias, coverage and width by share, in percent."""
     lines = []
@@ -267,9 +295,25 @@ def table(rows: Sequence[Told]) -> str:
     return "\n".join(lines)
 
 
+def calibrated_on(cases: Sequence[Case], prior: Prior, *, without: str) -> Prior:
+    """The prior with widths set on all runs but those of one source."""
+    return calibrated(
+        prior, [row for case in cases if case.run.source != without for row in case.told(prior)]
+    )
+
+
+def validated(cases: Sequence[Case], folds: dict[str, Prior]) -> list[Told]:
+    """Forecasts of every run by the fold that never saw its source, in the prior or in the widths."""
+    rows = []
+    for source, prior in folds.items():
+        honest = calibrated_on(cases, prior, without=source)
+        rows += [row for case in cases if case.run.source == source for row in case.told(honest)]
+    return rows
+
+
 def read_cases(folder: Path) -> list[Case]:
     """All scored runs of the folder's bundles of pretraining and small runs."""
-    runs = [run for name in ("loss", "small") for run in read_runs([folder / f"{name}.npz"])]
+    runs = read_runs(folder / f"{name}.npz" for name in ("loss", "small"))
     return [Case.of(run) for run in runs if run.scored]
 
 
@@ -284,7 +328,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = parser.parse_args(arguments)
     cases = read_cases(given.folder)
     search = learn(cases, load_prior("start"), passes=given.passes)
-    rows = [row for case in cases for row in case.told(search.folds[case.run.source])]
+    rows = validated(cases, search.folds)
     for name, chosen in _groups(rows).items():
         print(name, table(chosen), sep="\n")
     if given.out:
@@ -292,7 +336,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for name in ("loss", "small"):
             digest.update((given.folder / f"{name}.npz").read_bytes())
         source = f"learned by scale_callbacks.learning from curves with sha256 {digest.hexdigest()[:16]}"
-        prior = replace(search.common, name="population", source=source)
+        prior = replace(calibrated_on(cases, search.common, without=""), name="population", source=source)
         given.out.write_text(json.dumps(prior.to_dict(), indent=1) + "\n")
 
 

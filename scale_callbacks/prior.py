@@ -10,6 +10,8 @@ from functools import cache
 from importlib.resources import files
 from typing import Any, Self
 
+import numpy as np
+
 Pair = tuple[float, float]
 
 
@@ -83,7 +85,8 @@ class Prior:
         floor: sd of a bin's mean that no number of observations undercuts, share of the loss.
         skip: (share of the plan, share of what was seen, warm-ups) left out at the start.
         trust: weight of a reference run's evidence, and of the train loss's for a validation loss.
-        calibration: factors on the interval's half-widths, by share of the plan seen.
+        calibration: (share of the plan seen, factor on the interval's half-widths with no fall of the rate to
+            come, factor with all of it to come), shares increasing.
     """
 
     name: str
@@ -114,7 +117,19 @@ class Prior:
     floor: float
     skip: tuple[float, float, float]
     trust: Pair
-    calibration: tuple[Pair, ...]
+    calibration: tuple[tuple[float, float, float], ...]
+
+    def widening(self, seen: float, to_come: float) -> float:
+        """Factor on the interval's half-widths.
+
+        Args:
+            seen: share of the plan seen.
+            to_come: how far the rate still falls, over its peak.
+        """
+        shares, settled, open_ = zip(*self.calibration, strict=True)
+        part = min(max(2.0 * to_come - 0.2, 0.0), 1.0)
+        logs = np.log(settled) * (1.0 - part) + np.log(open_) * part
+        return float(np.exp(np.interp(seen, shares, logs)))
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Self:
