@@ -30,7 +30,7 @@ _log = logging.getLogger("scale_callbacks")
 BACKLOG = 1000  # entries kept while the store does not answer: several runs' worth
 STUCK = 4.0  # seconds after which `close` no longer waits for a store that is not there
 DRAWING = 0.004  # share of the run's time that the figures before the last may take
-FIRST_DRAWING = 0.5  # seconds expected of the first one, matplotlib's import included
+FIRST_DRAWING = 1.0  # seconds expected of the first one, matplotlib's import included
 
 
 class MlflowSink:

@@ -25,7 +25,11 @@ SET_UP = 30.0  # seconds that setting up waits for a local database; a new one t
 
 
 def resolve_sink(
-    loggers: Iterable[object] = (), *, mode: bool | None = None, environ: Mapping[str, str] | None = None
+    loggers: Iterable[object] = (),
+    *,
+    mode: bool | None = None,
+    prefix: str = "forecast",
+    environ: Mapping[str, str] | None = None,
 ) -> MlflowSink | None:
     """Find the MLflow run that forecasts belong to, and a sink that writes to it.
 
@@ -47,6 +51,7 @@ def resolve_sink(
     Args:
         loggers: The trainer's loggers (`trainer.loggers`); others than `MLFlowLogger` are passed over.
         mode: None uses the run that is there, True makes one where there is none, False never logs to MLflow.
+        prefix: As in `MlflowSink`: another one for a second metric's forecasts in the same run.
         environ: The environment to read; the process's own by default.
 
     Returns:
@@ -57,7 +62,9 @@ def resolve_sink(
         return None
     try:
         return (
-            _sink_of_logger(loggers) or _sink_of_active_run(environ) or _sink_of_own_run(environ, bool(mode))
+            _sink_of_logger(loggers, prefix)
+            or _sink_of_active_run(environ, prefix)
+            or _sink_of_own_run(environ, prefix, asked_for=bool(mode))
         )
     except Exception as fault:
         _log.warning("MLflow: no run to log to: %s (training goes on)", fault_text(fault))
@@ -77,25 +84,26 @@ def run_page(client: MlflowClient, run_id: str) -> str:
     return f"#/experiments/{client.get_run(run_id).info.experiment_id}/runs/{run_id}/model-metrics"
 
 
-def _sink_of_logger(loggers: Iterable[object]) -> MlflowSink | None:
+def _sink_of_logger(loggers: Iterable[object], prefix: str) -> MlflowSink | None:
     for logger in loggers:
         if is_mlflow_logger(logger):
-            return MlflowSink(logger.experiment, logger.run_id)  # type: ignore[attr-defined]
+            return MlflowSink(logger.experiment, logger.run_id, prefix=prefix)  # type: ignore[attr-defined]
     return None
 
 
-def _sink_of_active_run(environ: Mapping[str, str]) -> MlflowSink | None:
+def _sink_of_active_run(environ: Mapping[str, str], prefix: str) -> MlflowSink | None:
     mlflow: Any = sys.modules.get("mlflow")  # not imported: no run can be active
     active = mlflow.active_run() if mlflow is not None else None
     if active is not None:
-        return MlflowSink(mlflow.MlflowClient(), active.info.run_id)
+        return MlflowSink(mlflow.MlflowClient(), active.info.run_id, prefix=prefix)
     if run_id := environ.get("MLFLOW_RUN_ID"):
         uri = environ.get("MLFLOW_TRACKING_URI") or _own_store()
-        return _opened(MlflowSink.starting(partial(_find_run, uri, run_id), address=uri, ends_run=False), uri)
+        find = partial(_find_run, uri, run_id)
+        return _opened(MlflowSink.starting(find, address=uri, ends_run=False, prefix=prefix), uri)
     return None
 
 
-def _sink_of_own_run(environ: Mapping[str, str], asked_for: bool) -> MlflowSink | None:
+def _sink_of_own_run(environ: Mapping[str, str], prefix: str, *, asked_for: bool) -> MlflowSink | None:
     uri, experiment = environ.get("MLFLOW_TRACKING_URI"), environ.get("MLFLOW_EXPERIMENT_NAME")
     if not (uri or experiment or asked_for):
         return None
@@ -103,7 +111,7 @@ def _sink_of_own_run(environ: Mapping[str, str], asked_for: bool) -> MlflowSink 
     name = experiment or ("Default" if uri else OWN_EXPERIMENT)
     store = uri or _own_store()
     start = partial(_start_run, store, name, environ.get("MLFLOW_EXPERIMENT_ID"))
-    return _opened(MlflowSink.starting(start, address=store), store)
+    return _opened(MlflowSink.starting(start, address=store, prefix=prefix), store)
 
 
 def _own_store() -> str:

@@ -188,14 +188,11 @@ class LossWindow(torchmetrics.Metric):
     """
 
     full_state_update = False
-    total: torch.Tensor
-    count: torch.Tensor
-    nonfinite: torch.Tensor
+    sums: torch.Tensor  # of the finite losses, their count, and the count of the others
 
     def __init__(self, *, slots: int = 64, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        for name in ("total", "count", "nonfinite"):
-            self.add_state(name, torch.tensor(0.0), dist_reduce_fx="sum")
+        self.add_state("sums", torch.zeros(3), dist_reduce_fx="sum")
         self.slots = slots
         self._views: tuple[torch.Tensor, ...] = ()
         self._handed: tuple[torch.Tensor, ...] = ()
@@ -208,7 +205,9 @@ class LossWindow(torchmetrics.Metric):
         slot = next(self._free, None)
         if slot is None:
             slot = self._make_room(loss)
-        slot.copy_(loss.detach() if loss.dim() == 0 else loss.detach().mean())
+        if loss.requires_grad:
+            loss = loss.detach()
+        slot.copy_(loss if loss.dim() == 0 else loss.mean())
 
     def update(self, loss: torch.Tensor) -> None:
         """Take one loss the torchmetrics way; `add` does the same at less cost."""
@@ -217,19 +216,18 @@ class LossWindow(torchmetrics.Metric):
     def compute(self) -> torch.Tensor:
         """Mean of the finite losses, NaN when there is none."""
         self._fold()
-        return self.total / self.count
+        return self.sums[0] / self.sums[1]
 
     def totals(self) -> torch.Tensor:
         """Sum of the finite losses, their count, and the count of the others: one tensor, on the device."""
         self._fold()
-        return torch.stack((self.total, self.count, self.nonfinite))
+        return self.sums.clone()
 
     def restore(self, totals: Iterable[float]) -> None:
         """Continue a window from what `totals` gave."""
         self.reset()
         self._update_count = 1
-        for name, value in zip(("total", "count", "nonfinite"), totals, strict=True):
-            getattr(self, name).fill_(float(value))
+        self.sums.copy_(torch.tensor([float(value) for value in totals]))
 
     def reset(self) -> None:
         """Begin a new window."""
@@ -257,9 +255,8 @@ class LossWindow(torchmetrics.Metric):
         if used and self._buffer is not None:
             seen = self._buffer[:used]
             finite = torch.isfinite(seen)
-            self.total += torch.where(finite, seen, 0.0).sum()
-            self.count += finite.sum()
-            self.nonfinite += used - finite.sum()
+            count = finite.sum()
+            self.sums += torch.stack((torch.where(finite, seen, 0.0).sum(), count, used - count))
         self._hand(())
 
     def _hand(self, slots: tuple[torch.Tensor, ...]) -> None:

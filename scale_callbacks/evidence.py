@@ -24,18 +24,20 @@ class Units:
     Attributes:
         level: the present loss, which becomes 1.
         scale: what one unit is worth.
+        ratio: whether values are logs of ratios: runs of many epochs fall by shares of what is left.
     """
 
     level: float
     scale: float
+    ratio: bool = False
 
     @classmethod
-    def of(cls, used: Bins) -> Self:
+    def of(cls, used: Bins, *, ratio: bool = False) -> Self:
         """Take the median of the last three bins for the present level."""
         level = float(np.median(used.robust[-3:]))
         span = float(np.ptp(used.robust))
         scale = level if level > 1e-3 * span else max(abs(level), span)
-        return cls(level, scale if scale > 0.0 else _TINY)
+        return cls(level, scale if scale > 0.0 else _TINY, ratio and scale == level > 0.0)
 
     @property
     def positive(self) -> bool:
@@ -44,11 +46,14 @@ class Units:
 
     def inward(self, losses: Floats) -> Floats:
         """From the loss's own units."""
-        return np.asarray((losses - self.level) / self.scale + 1.0, dtype=np.float64)
+        values = (losses - self.level) / self.scale + 1.0
+        return np.asarray(1.0 + np.log(np.maximum(values, 1e-3)) if self.ratio else values, dtype=np.float64)
 
     def outward(self, values: Floats) -> Floats:
         """Back to the loss's own units; a positive loss stays positive, bent only below half its level."""
-        if self.positive:
+        if self.ratio:
+            values = np.exp(np.clip(values - 1.0, -600.0, 600.0))
+        elif self.positive:
             bent = 0.5 * np.exp(np.clip(2.0 * values - 1.0, -600.0, 0.0))
             values = np.where(values > 0.5, values, bent)
         return np.asarray((values - 1.0) * self.scale + self.level, dtype=np.float64)

@@ -9,13 +9,14 @@ from typing import Any, SupportsFloat
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from scale_callbacks.bank import Evidence, LawBank
+from scale_callbacks.bank import LawBank, Lesson
 from scale_callbacks.curve import Bins, Curve, as_floats
 from scale_callbacks.evidence import LAST, Units, measured_end, usable
 from scale_callbacks.forecast import Forecast, Status
 from scale_callbacks.laws.base import plan_of
-from scale_callbacks.mixture import Mixture, quantiles
+from scale_callbacks.mixture import Mixture, Outlook, quantiles
 from scale_callbacks.prior import Prior, load_prior
+from scale_callbacks.regression import Evidence
 from scale_callbacks.schedule import Schedule
 
 Floats = NDArray[np.float64]
@@ -61,10 +62,12 @@ class LossForecaster:
         self.schedule = schedule
         self.level = float(level)
         self.prior = load_prior(prior) if isinstance(prior, str) else prior
-        self.references = tuple(references)
+        lessons = [reference.lesson() for reference in references]
+        self._references = tuple(lesson for lesson in lessons if lesson is not None)
         self.steps_per_epoch = steps_per_epoch
         self.curve = Curve(schedule.horizon)
-        self._bank = LawBank(plan_of(schedule), self.prior)
+        self.train = Curve(schedule.horizon)  # of extra["train_loss"], where given
+        self._bank = LawBank(plan_of(schedule), self.prior, steps_per_epoch)
 
     @property
     def horizon(self) -> int:
@@ -77,7 +80,7 @@ class LossForecaster:
         return {
             "level": self.level,
             "prior": self.prior.name,
-            "references": len(self.references),
+            "references": len(self._references),
             "steps_per_epoch": self.steps_per_epoch or 0.0,
             "horizon": self.schedule.horizon,
             "peak_lr": self.schedule.peak,
@@ -96,7 +99,8 @@ class LossForecaster:
         Args:
             steps: optimizer steps, strictly increasing within a call; an earlier one than the last rewinds.
             losses: the losses there; non-finite ones are counted and left out.
-            extra: further values at the same steps, by name.
+            extra: further values at the same steps, by name. "train_loss" sharpens the forecast of a
+                validation loss: the shape of its curve is learned from both.
 
         Raises:
             TypeError: for what is not a number.
@@ -107,61 +111,83 @@ class LossForecaster:
             if len(as_floats(values, name)) != count:
                 raise ValueError(f"extra[{name!r}] must hold {count} values, one a step")
         self.curve.observe(steps, losses)
+        if extra and "train_loss" in extra:
+            self.train.observe(steps, extra["train_loss"])
 
     def forecast(self) -> Forecast | None:
         """The forecast from what was seen, None before 8 usable observations."""
         if self.curve.n < FEWEST:
             return None
         bins, horizon = self.curve.bins(), float(self.horizon)
-        used = usable(bins, horizon, min(self.schedule.warmup, horizon), self.prior.skip)
-        units = Units.of(used)
-        noise = self.curve.noise / units.scale
-        values = units.inward(used.robust)
-        variance = noise**2 / used.count + self.prior.floor**2
-        evidence = Evidence(used.steps, values, variance, noise)
+        bank = self._bank_for(horizon)
+        evidence, units = self._evidence(self.curve)
         points = _path_steps(float(bins.steps[0]), horizon)
-        mixture = self._bank_for(horizon).predict(evidence, points)
-        edges = self._edges(self._ended(mixture, bins, units, noise))
-        path = _over_observed([units.outward(edge) for edge in edges], points, bins, float(used.steps[0]))
-        return self._told(points, path, mixture.laws)
+        outlook = bank.predict(evidence, points, self._lessons(bank))
+        edges = self._edges(outlook, self._ended(outlook.end, bins, units, evidence.noise))
+        path = _over_observed([units.outward(edge) for edge in edges], points, bins, float(evidence.steps[0]))
+        return self._told(points, path, outlook.laws)
+
+    def lesson(self) -> Lesson | None:
+        """What this run says about the laws, for a later run that takes it as a reference."""
+        if self.curve.n < FEWEST:
+            return None
+        return self._bank_for(float(self.horizon)).lesson(self._evidence(self.curve)[0])
 
     def state_dict(self) -> dict[str, Any]:
         """Everything learned from the run, as plain JSON data."""
-        return {"version": 1, "curve": self.curve.state_dict()}
+        return {"version": 1, "curve": self.curve.state_dict(), "train": self.train.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a saved state; forecasts are then bit for bit those of the saved forecaster."""
         self.curve.load_state_dict(state["curve"])
+        self.train.load_state_dict(state["train"])
+
+    def _evidence(self, curve: Curve) -> tuple[Evidence, Units]:
+        """The part of a curve the laws must explain, and the units it is told in."""
+        horizon = float(self.horizon)
+        used = usable(curve.bins(), horizon, min(self.schedule.warmup, horizon), self.prior.skip)
+        units = Units.of(used, ratio=self._several_epochs)
+        noise = curve.noise / units.scale
+        variance = noise**2 / used.count + self.prior.floor**2
+        return Evidence(used.steps, units.inward(used.robust), variance, noise), units
+
+    def _lessons(self, bank: LawBank) -> Floats | float:
+        """Log weights that references and the train loss add to the prior."""
+        told: Floats | float = 0.0
+        for lesson in self._references:
+            told = told + self.prior.trust[0] * bank.taught(lesson)
+        if self.train.n >= FEWEST:
+            told = told + self.prior.trust[1] * bank.lesson(self._evidence(self.train)[0]).log
+        return told
+
+    @property
+    def _several_epochs(self) -> bool:
+        return self.steps_per_epoch is not None and self.horizon > self.steps_per_epoch
 
     def _bank_for(self, horizon: float) -> LawBank:
         if horizon == self.schedule.horizon:
             return self._bank
-        return LawBank(plan_of(self.schedule, horizon), self.prior)
+        return LawBank(plan_of(self.schedule, horizon), self.prior, self.steps_per_epoch)
 
     def _ended(self, mixture: Mixture, bins: Bins, units: Units, noise: float) -> Mixture:
         """The mixture with what was measured of the last 1% put in, and the noise of its mean added."""
         last = float(bins.steps[-1]) if self.curve.last_step is None else float(self.curve.last_step)
         share, measured = measured_end(bins, last, self.horizon)
         observations = max(1.0, LAST * self.horizon * self.curve.n / max(last, 1.0))
-        mean, variance = mixture.mean.copy(), mixture.variance.copy()
-        if share > 0.0:
-            mean[:, -1] += share * (units.inward(np.array([measured])) - mean[:, -1])
-            variance[:, -1] *= (1.0 - share) ** 2
+        mean = mixture.mean + share * (units.inward(np.array([measured])) - mixture.mean)
+        variance = (1.0 - share) ** 2 * mixture.variance
         variance += noise**2 / observations + (0.1 * self.prior.floor) ** 2
-        return Mixture(mixture.weights, mean, variance, mixture.laws)
+        return Mixture(mixture.weights, mean, variance)
 
-    def _edges(self, mixture: Mixture) -> list[Floats]:
+    def _edges(self, outlook: Outlook, end: Mixture) -> list[Floats]:
         """(value, low, high) along the path: the mixture's quantiles at the end, their shape before it."""
-        mean, sd = mixture.moments()
         tail = 0.5 * (1.0 - self.level)
-        end = quantiles(
-            mixture.weights, mixture.mean[:, -1], np.sqrt(mixture.variance[:, -1]), (0.5, tail, 1.0 - tail)
-        )
+        edges = quantiles(end.weights, end.mean, np.sqrt(end.variance), (0.5, tail, 1.0 - tail))
         seen = float(self.curve.last_step or 0) / self.horizon
         shares, factors = np.array(self.prior.calibration).T
-        factor = float(np.interp(seen, shares, factors))
-        end[1:] = end[0] + factor * (end[1:] - end[0])
-        path = mean + (end[:, None] - mean[-1]) / sd[-1] * sd
+        edges[1:] = edges[0] + float(np.interp(seen, shares, factors)) * (edges[1:] - edges[0])
+        before = outlook.spread / max(float(outlook.spread[-1]), 1e-12)
+        path = outlook.path + (edges[:, None] - outlook.path[-1]) * before
         return [np.concatenate((row[:-2], row[-1:])) for row in path]
 
     def _told(self, points: Floats, path: list[Floats], laws: dict[str, float]) -> Forecast:

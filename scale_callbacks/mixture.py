@@ -16,25 +16,54 @@ _STEPS = 30
 
 @dataclass(frozen=True)
 class Mixture:
-    """A Gaussian mixture at each of some points of the plan.
+    """A Gaussian mixture at each of some points.
 
     Attributes:
         weights: (members), summing to 1.
-        mean: (members, points).
-        variance: (members, points).
-        laws: posterior weight of each law.
+        mean: (members, points), or (members) for a single point.
+        variance: as `mean`.
     """
 
     weights: Floats
     mean: Floats
     variance: Floats
-    laws: dict[str, float]
 
     def moments(self) -> tuple[Floats, Floats]:
         """Mean and standard deviation at every point."""
         mean = self.weights @ self.mean
         spread = self.weights @ (self.variance + (self.mean - mean) ** 2)
         return mean, np.sqrt(spread)
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """What a bank expects, in the units of its evidence.
+
+    Attributes:
+        end: mixture over the mean loss at the end of the plan.
+        path: mean at each point of the path and, last, at the end.
+        spread: standard deviation there.
+        laws: posterior weight of each law.
+    """
+
+    end: Mixture
+    path: Floats
+    spread: Floats
+    laws: dict[str, float]
+
+
+def gathered(weights: Floats, mean: Floats, variance: Floats, cells: int) -> Mixture:
+    """A mixture of many members as one of at most `cells`: neighbours pooled, their moments kept."""
+    low, span = float(mean.min()), float(np.ptp(mean))
+    if len(weights) <= cells or span <= 0.0:
+        return Mixture(weights, mean, variance)
+    place = np.minimum(((mean - low) / span * cells).astype(np.intp), cells - 1)
+    weight: Floats = np.bincount(place, weights, cells).astype(np.float64)
+    used = weight > 0.0
+    weight = np.where(used, weight, 1.0)
+    centre = np.bincount(place, weights * (mean - low), cells) / weight
+    square = np.bincount(place, weights * (variance + (mean - low - centre[place]) ** 2), cells) / weight
+    return Mixture(weight[used], (low + centre)[used], square[used])
 
 
 def normal_cdf(z: Floats) -> Floats:
@@ -65,5 +94,9 @@ def quantiles(weights: Floats, mean: Floats, sd: Floats, probabilities: Sequence
         density = np.exp(-0.5 * z * z) @ (weights / sd) / math.sqrt(2.0 * math.pi)
         low, high = np.where(off < 0.0, at, low), np.where(off < 0.0, high, at)
         newton = at - off / np.maximum(density, 1e-300)
-        at = np.where((newton > low) & (newton < high), newton, 0.5 * (low + high))
+        moved = np.where((newton > low) & (newton < high), newton, 0.5 * (low + high))
+        done = np.abs(moved - at).max() <= 1e-13 * np.abs(at).max()
+        at = moved
+        if done:
+            break
     return at

@@ -68,12 +68,21 @@ class Prior:
         forms: (γ, κ, weight) of the multi-power members.
         memories: (share of the horizon, weight) of the annealing law's members.
         plain: weight of having no drop at all.
+        annealing: weight of the annealing law's members beside multi-power's.
+        borders: (ρ, φ) of the epoch-border members.
+        border_drops: grid of the fall at the first border over the loss, as long as `drops`.
+        border_width: relative sd within a grid cell of `border_drops`.
+        border: mean and sd of log(fall at the first border).
+        told: factor on the weight of regimes named "finetuning" when the length of an epoch is told.
+        peak: exponent of the absolute peak rate in the depth of cooldowns.
         steps: weight of the power law in steps beside that in area.
         regimes: kinds of runs.
-        wander: grid of the discrepancy's sd per unit of -1/area.
+        wander: grid of the discrepancy's sd per unit of its clock.
         wander_weights: prior weights of that grid.
+        clock: exponent p of the discrepancy's clock, -area^-p / p.
         floor: sd of a bin's mean that no number of observations undercuts, share of the loss.
         skip: (share of the plan, share of what was seen, warm-ups) left out at the start.
+        trust: weight of a reference run's evidence, and of the train loss's for a validation loss.
         calibration: factors on the interval's half-widths, by share of the plan seen.
     """
 
@@ -90,12 +99,21 @@ class Prior:
     forms: tuple[tuple[float, float, float], ...]
     memories: tuple[Pair, ...]
     plain: float
+    annealing: float
+    borders: tuple[Pair, ...]
+    border_drops: tuple[float, ...]
+    border_width: float
+    border: Pair
+    told: float
+    peak: float
     steps: float
     regimes: tuple[Regime, ...]
     wander: tuple[float, ...]
     wander_weights: tuple[float, ...]
+    clock: float
     floor: float
     skip: tuple[float, float, float]
+    trust: Pair
     calibration: tuple[Pair, ...]
 
     @classmethod

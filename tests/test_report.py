@@ -4,20 +4,25 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from scale_callbacks import LossForecaster, Monitor
+from scale_callbacks import LossForecaster, Monitor, Schedule
 from scale_callbacks.report import forecast_figure, headline, measured_final, save_forecast_png
 
+PLAN = Schedule.wsd(1e-3, 1000, warmup=50, cooldown=200)
+STEPS = np.arange(1, 1001)
+LOSSES = 2.0 + 0.5 * (STEPS / 1000) ** -0.4 + np.random.default_rng(0).normal(0, 0.02, 1000)
+LOSSES -= 0.1 * PLAN.annealing_area(STEPS) / PLAN.annealing_area(1000)
 
-def run(schedule, losses, *, name="train_loss"):
-    monitor = Monitor(LossForecaster(schedule), name=name)
+
+def run(losses):
+    monitor = Monitor(LossForecaster(PLAN), name="train_loss")
     for step, loss in enumerate(losses, start=1):
         monitor.observe(step, float(loss))
     return monitor.summary()
 
 
-@pytest.fixture
-def half(schedule, losses):
-    return run(schedule, losses[:500])
+@pytest.fixture(scope="module")
+def half():
+    return run(LOSSES[:500])
 
 
 def texts(figure):
@@ -68,11 +73,11 @@ def test_the_forecast_is_drawn_where_it_is_and_seen_whole(half):
     assert any(np.allclose(end, [1000, half.forecast.path_value[-1]]) for end in ends)
 
 
-def test_an_early_spike_does_not_flatten_the_rest(schedule, losses):
-    losses = losses.copy()
-    calm = forecast_figure(run(schedule, losses[:500])).axes[0].get_ylim()
+def test_an_early_spike_does_not_flatten_the_rest(half):
+    losses = LOSSES[:500].copy()
     losses[:5] += 1000.0
-    low, high = forecast_figure(run(schedule, losses[:500])).axes[0].get_ylim()
+    low, high = forecast_figure(run(losses)).axes[0].get_ylim()
+    calm = forecast_figure(half).axes[0].get_ylim()
     assert high - low < 3 * (calm[1] - calm[0])
 
 
@@ -91,18 +96,18 @@ def test_all_forecasts_are_shown_where_they_were_made(half):
     assert past.lines[0].get_ydata().tolist() == [point.value for point in half.history]
 
 
-def test_a_finished_run_shows_what_was_to_be_forecast(schedule, losses):
-    summary = run(schedule, losses)
+def test_a_finished_run_shows_what_was_to_be_forecast():
+    summary = run(LOSSES)
     truth = measured_final(summary)
-    assert truth == pytest.approx(losses[-10:].mean(), abs=0.02)
+    assert truth == pytest.approx(LOSSES[-10:].mean(), abs=0.02)
     figure = forecast_figure(summary)
     assert any(np.allclose(line.get_ydata(), truth) for line in figure.axes[2].lines)
     assert "measured\nat the end" in texts(figure)
 
 
 @pytest.mark.parametrize("seen", [0, 1, 500, 985])
-def test_before_the_end_nothing_was_measured(schedule, losses, seen):
-    assert measured_final(run(schedule, losses[:seen])) is None
+def test_before_the_end_nothing_was_measured(seen):
+    assert measured_final(run(LOSSES[:seen])) is None
 
 
 def test_a_run_that_ended_early_shows_no_measured_loss(half):
@@ -110,8 +115,8 @@ def test_a_run_that_ended_early_shows_no_measured_loss(half):
 
 
 @pytest.mark.parametrize("seen", [0, 1, 2, 7, 8, 12, 30])
-def test_short_stretches_are_drawn(schedule, losses, seen):
-    summary = run(schedule, losses[:seen])
+def test_short_stretches_are_drawn(seen):
+    summary = run(LOSSES[:seen])
     figure = forecast_figure(summary)
     figure.canvas.draw()
     assert ("no loss seen yet" in texts(figure)) == (seen == 0)
@@ -136,8 +141,8 @@ def test_one_forecast_is_drawn_with_its_interval(half):
         ("tiny", lambda x: x * 1e-12),
     ],
 )
-def test_losses_of_any_size_and_sign_are_drawn(schedule, losses, what, change):
-    summary = run(schedule, change(losses)[:600])
+def test_losses_of_any_size_and_sign_are_drawn(what, change):
+    summary = run(change(LOSSES)[:600])
     assert pixels(summary).std() > 5
     low, high = forecast_figure(summary).axes[0].get_ylim()
     assert np.isfinite([low, high]).all()

@@ -39,6 +39,7 @@ class Plan:
             warm-up: rate over peak before and after, shares of area and of steps at which it changes.
         horizon: the last step.
         warmup: share of the steps at which the leading warm-up ends.
+        peak: highest rate, in the unit that was given.
     """
 
     steps: Floats
@@ -48,6 +49,7 @@ class Plan:
     falls: Floats
     horizon: float
     warmup: float
+    peak: float
 
 
 @dataclass(frozen=True)
@@ -94,7 +96,7 @@ def plan_of(schedule: Schedule, horizon: float | None = None) -> Plan:
     peak = float(fine_rate.max()) or 1.0
     start = min(float(schedule.warmup), last)
     falls = _falls(fine, fine_rate / peak, np.asarray(schedule.area(fine)) / total, start)
-    return Plan(steps, steps / last, area, rate / peak, falls, last, start / last)
+    return Plan(steps, steps / last, area, rate / peak, falls, last, start / last, schedule.peak)
 
 
 def to_come(lowered: Floats) -> Floats:

@@ -1,4 +1,6 @@
+import contextlib
 import os
+import sys
 
 import pytest
 
@@ -6,10 +8,28 @@ import pytest
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 
 
+@pytest.fixture(autouse=True)
+def _mlflow_as_if_fresh(monkeypatch):
+    """No store and no run from the tester's environment, nor from the test before (a logger sets both)."""
+    for name in [name for name in os.environ if name.startswith("MLFLOW_") and "TELEMETRY" not in name]:
+        monkeypatch.delenv(name)
+    yield
+    if "mlflow" in sys.modules:
+        mlflow = sys.modules["mlflow"]
+        while mlflow.active_run():
+            mlflow.end_run()
+        mlflow.set_tracking_uri(None)
+
+
 @pytest.fixture(scope="session")
 def store_uri(tmp_path_factory):
     """An MLflow database, made once: a new one takes some five seconds of migrations."""
-    return f"sqlite:///{tmp_path_factory.mktemp('mlflow') / 'mlflow.db'}"
+    from mlflow import MlflowClient
+
+    folder = tmp_path_factory.mktemp("mlflow")
+    with contextlib.chdir(folder):  # where a new database puts the folder of its artifacts
+        MlflowClient(f"sqlite:///{folder}/mlflow.db")
+    return f"sqlite:///{folder}/mlflow.db"
 
 
 @pytest.fixture(scope="session")

@@ -24,17 +24,9 @@ class MLFlowLogger:
 
 
 @pytest.fixture(autouse=True)
-def _clean(monkeypatch, tmp_path):
-    """No run, no tracking server and no folder of the tester's own."""
-    uri = mlflow.get_tracking_uri()
-    for name in [name for name in os.environ if name.startswith("MLFLOW_") and "TELEMETRY" not in name]:
-        monkeypatch.delenv(name)
+def _in_a_folder_of_its_own(monkeypatch, tmp_path):
     monkeypatch.delenv("RANK", raising=False)
     monkeypatch.chdir(tmp_path)
-    yield
-    while mlflow.active_run():
-        mlflow.end_run()
-    mlflow.set_tracking_uri(uri)
 
 
 @pytest.fixture
@@ -61,6 +53,14 @@ def test_the_run_of_lightning_s_logger_comes_first(store, run_id):
     assert sink.faults == 0
     assert store.get_run(run_id).info.status == "RUNNING"
     assert "forecast/train_loss" in store.get_run(run_id).data.metrics
+
+
+def test_two_metrics_can_be_told_apart_in_one_run(store, run_id):
+    for prefix in ("forecast", "forecast_val"):
+        sink = resolve_sink([MLFlowLogger(store, run_id)], prefix=prefix)
+        train(sink)
+        assert sink.faults == 0
+    assert {"forecast.status", "forecast_val.status"} <= set(store.get_run(run_id).data.tags)
 
 
 def test_only_the_logger_of_the_same_run_is_covered(store, run_id):

@@ -1,0 +1,222 @@
+"""The conjugate regression behind the bank: three coefficients eliminated in closed form for all members."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scale_callbacks.laws.base import Floats, Plan
+
+LEVEL_SD = 0.5  # prior sd of F about the present level
+_FORBIDDEN = 50.0  # log-evidence against a negative coefficient
+Indices = NDArray[np.intp]
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """A binned curve in the bank's units.
+
+    Attributes:
+        steps: mean step of each bin.
+        values: loss over its present level.
+        variance: white-noise variance of each bin's mean.
+        noise: sd of one observation, over the loss.
+    """
+
+    steps: Floats
+    values: Floats
+    variance: Floats
+    noise: float
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The coefficients' grid: prior means over the final loss, and relative sds within a cell.
+
+    Attributes:
+        slopes: (slopes) of the decay.
+        slope_width: of all of them.
+        falls: (drops, depths) of the drop.
+        fall_width: (drops, 1).
+    """
+
+    slopes: Floats
+    slope_width: float
+    falls: Floats
+    fall_width: Floats
+
+
+@dataclass(frozen=True)
+class Tables:
+    """The members' features at the bins and at the points to forecast.
+
+    Attributes:
+        decay: (decays, bins).
+        drop: (drops, bins).
+        walk: (bins) the random walk's clock -area^-p / p, 0 at the first bin.
+        decay_at: (decays, points), the last point being the end.
+        drop_at: (drops, points).
+        walk_at: (points).
+        fade: (bins) area at the last bin over area at each.
+    """
+
+    decay: Floats
+    drop: Floats
+    walk: Floats
+    decay_at: Floats
+    drop_at: Floats
+    walk_at: Floats
+    fade: Floats
+
+    @classmethod
+    def of(
+        cls, plan: Plan, decay: Floats, drop: Floats, power: float, steps: Floats, points: Floats
+    ) -> Tables:
+        """Read tables off at bins and points.
+
+        Args:
+            plan: where the features are tabulated.
+            decay: (decays, plan points).
+            drop: (drops, plan points).
+            power: p of the random walk's clock.
+            steps: of the bins.
+            points: steps to forecast at; the mean over the last 1% of the plan is added as a last one.
+        """
+        end = np.linspace(0.99 * plan.horizon, plan.horizon, 9)
+        here = _reader(plan.steps, steps)
+        there = _reader(plan.steps, np.concatenate((points, end)))
+        area = np.maximum(here(plan.area), 1e-4)
+        area_at = np.maximum(there(plan.area), 1e-4)
+        count = len(points)
+        start = -(area[0] ** -power) / power
+        return cls(
+            here(decay),
+            here(drop),
+            -(area**-power) / power - start,
+            _ended(there(decay), count),
+            _ended(there(drop), count),
+            np.maximum(_ended(-(area_at**-power) / power - start, count), 0.0),
+            area[-1] / area,
+        )
+
+
+class Regression:
+    """Conjugate regression of all members under one variance of the random walk.
+
+    Args:
+        grid: the members' coefficients.
+        tables: their features at bins and points.
+        evidence: the binned curve.
+        wander: variance of the random walk per unit of its clock.
+    """
+
+    def __init__(self, grid: Grid, tables: Tables, evidence: Evidence, wander: float) -> None:
+        noise = evidence.variance * evidence.values**2 * tables.fade
+        walk = wander * np.minimum(tables.walk[:, None], tables.walk)
+        root = np.linalg.cholesky(walk + np.diag(noise))
+        ahead = wander * np.minimum(tables.walk[:, None], tables.walk_at)
+        columns = (np.ones((len(noise), 1)), tables.decay.T, tables.drop.T, evidence.values[:, None], ahead)
+        white = np.linalg.solve(root, np.concatenate(columns, axis=1))
+        n_decay, n_drop = len(tables.decay), len(tables.drop)
+        cuts = np.cumsum([1, n_decay, n_drop, 1])
+        one, decay, drop, y, self._ahead = np.split(white, cuts, axis=1)
+        self._walk_var = wander * tables.walk_at - np.einsum("ij,ij->j", self._ahead, self._ahead)
+        self._eliminate_level(one[:, 0], decay, drop, y[:, 0])
+        self._const = -0.5 * float(y[:, 0] @ y[:, 0]) - float(np.log(np.diag(root)).sum())
+        self._const += 0.5 * self._h0**2 / self._d0 - 0.5 * float(np.log(self._d0))
+        self._add_priors(grid, tables)
+        ahead_t = self._ahead.T
+        self._at = (1.0 - ahead_t @ one[:, 0], tables.decay_at - (ahead_t @ decay).T)
+        self._drop_at = tables.drop_at - (ahead_t @ drop).T
+        self._base = ahead_t @ y[:, 0]
+
+    def _eliminate_level(self, one: Floats, decay: Floats, drop: Floats, y: Floats) -> None:
+        precision = LEVEL_SD**-2
+        self._d0 = float(one @ one) + precision
+        self._h0 = float(one @ y) + precision
+        self._l1, self._l2 = decay.T @ one / self._d0, drop.T @ one / self._d0
+        self._a11 = np.einsum("ij,ij->j", decay, decay) - self._l1**2 * self._d0
+        self._a22 = np.einsum("ij,ij->j", drop, drop) - self._l2**2 * self._d0
+        self._a12 = decay.T @ drop - np.outer(self._l1, self._l2) * self._d0
+        self._b1 = decay.T @ y - self._l1 * self._h0
+        self._b2 = drop.T @ y - self._l2 * self._h0
+
+    def _add_priors(self, grid: Grid, tables: Tables) -> None:
+        now_decay = np.maximum(tables.decay[:, -1:], 0.0)
+        now_drop = np.maximum(tables.drop[:, -1:], 0.0)
+        slope = grid.slopes / (1.0 + grid.slopes * now_decay)  # over the final loss the member expects
+        fall = grid.falls / (1.0 + grid.falls * now_drop)
+        p1, p2 = (grid.slope_width * slope) ** -2, (grid.fall_width * fall) ** -2
+        self._d1, self._h1 = self._a11[:, None] + p1, self._b1[:, None] + p1 * slope
+        self._d2, self._h2 = self._a22[:, None] + p2, self._b2[:, None] + p2 * fall
+        self._log1 = 0.5 * (self._h1**2 / self._d1 - np.log(self._d1 / p1) - p1 * slope**2)
+        self._log2 = 0.5 * (np.log(p2) - p2 * fall**2)
+
+    def evidence(self, rows: Indices, drops: Indices) -> Floats:
+        """(rows, drops, depths): log marginal likelihood; a negative coefficient is forbidden.
+
+        Args:
+            rows: members of the decay, as flat indices into (decays, slopes).
+            drops: drop shapes.
+        """
+        j, d1, h1 = rows // self._d1.shape[1], self._d1.ravel()[rows], self._h1.ravel()[rows]
+        cross = self._a12[j][:, drops]
+        ratio = cross / d1[:, None]
+        h2 = self._h2[drops] - (ratio * h1[:, None])[..., None]
+        d2 = self._d2[drops] - (ratio * cross)[..., None]
+        fall = h2 / d2
+        forbidden = fall < 0.0
+        forbidden |= ratio[..., None] * fall > (h1 / d1)[:, None, None]
+        h2 *= fall
+        h2 -= np.log(d2)
+        h2 *= 0.5
+        h2 += self._log1.ravel()[rows, None, None] + self._const
+        h2 += self._log2[drops]
+        h2[forbidden] -= _FORBIDDEN
+        return np.asarray(h2, dtype=np.float64)
+
+    def predict(self, rows: Indices, k: Indices, m: Indices, points: slice) -> tuple[Floats, Floats]:
+        """(members, points): mean and variance of the loss at some of the points to forecast.
+
+        Args:
+            rows: the members' decays, as flat indices into (decays, slopes).
+            k: their drop shapes.
+            m: their depths.
+            points: which points; the end is the last.
+        """
+        j, d1, cross = (
+            rows // self._d1.shape[1],
+            self._d1.ravel()[rows],
+            self._a12[rows // self._d1.shape[1], k],
+        )
+        d2 = self._d2[k, m] - cross**2 / d1
+        h1 = self._h1.ravel()[rows]
+        fall = (self._h2[k, m] - cross / d1 * h1) / d2
+        slope = (h1 - cross * fall) / d1
+        level = self._h0 / self._d0 - self._l1[j] * slope - self._l2[k] * fall
+        f0, f1, f2 = self._at[0][points], self._at[1][j, points], self._drop_at[k, points]
+        mean = self._base[points] + f0 * level[:, None] + f1 * slope[:, None] + f2 * fall[:, None]
+        f2 = f2 - f0 * self._l2[k, None]
+        f1 = f1 - f0 * self._l1[j, None]
+        f2 = f2 - f1 * (cross / d1)[:, None]
+        variance = f0**2 / self._d0 + f1**2 / d1[:, None] + f2**2 / d2[:, None] + self._walk_var[points]
+        return mean, np.maximum(variance, 0.0)
+
+
+def _reader(grid: Floats, steps: Floats) -> Callable[[Floats], Floats]:
+    """Linear interpolation of tables at fixed steps."""
+    left = np.clip(np.searchsorted(grid, steps) - 1, 0, len(grid) - 2)
+    part = np.clip((steps - grid[left]) / (grid[left + 1] - grid[left]), 0.0, 1.0)
+
+    def read(table: Floats) -> Floats:
+        return np.asarray(table[..., left] * (1.0 - part) + table[..., left + 1] * part, dtype=np.float64)
+
+    return read
+
+
+def _ended(table: Floats, count: int) -> Floats:
+    """The first `count` columns, and the mean of the others as a last one."""
+    return np.concatenate((table[..., :count], table[..., count:].mean(axis=-1, keepdims=True)), axis=-1)

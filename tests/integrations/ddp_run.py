@@ -1,0 +1,95 @@
+"""One of two ranks: trains with DDP on the CPU in several ways and writes down what its callback saw."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+
+from scale_callbacks import MemorySink, monitor
+from scale_callbacks.integrations import _trainer, lightning
+from tests.integrations.lightning_runs import Net, Recording, Silent, Validated, data
+
+
+class RankZeroOnly(Silent):
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        loss = super().training_step(batch, batch_idx)
+        if self.trainer.is_global_zero:
+            self.log("train_loss", loss, rank_zero_only=True)
+        return loss
+
+
+class OnEpoch(Net):
+    log_as = {"name": "train_loss", "on_step": False, "on_epoch": True}  # noqa: RUF012
+
+
+class OneRankFails(pl.Callback):
+    """Breaks our callback on rank 1 in the middle of the run."""
+
+    def on_train_batch_start(self, trainer: pl.Trainer, *args: Any) -> None:
+        if trainer.global_step == 20 and trainer.global_rank == 1:
+            callback = next(c for c in trainer.callbacks if isinstance(c, lightning.LossForecast))
+
+            def broken(outputs: Any) -> None:
+                raise ZeroDivisionError("rank 1")
+
+            callback._watch._tap.take = broken
+
+
+CASES: dict[str, tuple[type[Net], str, tuple[pl.Callback, ...]]] = {
+    "logged": (Net, "train_loss", ()),
+    "silent": (Silent, "train_loss", ()),
+    "rank zero only": (RankZeroOnly, "train_loss", ()),
+    "epoch": (OnEpoch, "train_loss", ()),
+    "validation": (Validated, "val_loss", ()),
+    "one rank fails": (Net, "train_loss", (OneRankFails(),)),
+    "unknown": (Net, "loss", ()),
+}
+
+
+def run(name: str, strategy: Any) -> dict[str, Any]:
+    module, key, others = CASES[name]
+    sink = MemorySink()
+    callback, net = lightning.LossForecast(key, sinks=[sink]), module()
+    trainer = pl.Trainer(
+        accelerator="cpu",
+        devices=2,
+        strategy=strategy,
+        max_epochs=6,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=[callback, *others],
+    )
+    error = ""
+    try:
+        # `Validated` alone has a validation
+        val = (data(batches=4),) if module is Validated else ()
+        trainer.fit(net, data(batches=20), *val)
+    except ValueError as fault:
+        error = str(fault)
+    watch = callback._watch
+    assert watch is not None
+    return {
+        "told": watch.monitor.__dict__.get("told", []),
+        "history": [list(point.__dict__.values()) for point in watch.monitor.history],
+        "metrics": {k: v.item() for k, v in trainer.callback_metrics.items() if k.startswith("forecast")},
+        "losses": net.losses,
+        "records": len(sink.records),
+        "warnings": dict(callback.warnings),
+        "steps": trainer.global_step,
+        "error": error,
+    }
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    lightning.Monitor = Recording
+    monitor.LINEAR, monitor.RATIO = 1 / 4, 2.0  # fewer forecasts
+    rank, out = sys.argv[1], Path(sys.argv[2])
+    _trainer.FEWEST_READS = 20  # 60 steps: windows of 3
+    results = {name: run(name, "ddp") for name in CASES}
+    out.joinpath(f"rank{rank}.json").write_text(json.dumps(results))

@@ -1,0 +1,104 @@
+"""Two real processes with DDP over gloo."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    folder = tmp_path_factory.mktemp("ddp")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    environ = {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "WORLD_SIZE": "2",
+        "NODE_RANK": "0",
+        "OMP_NUM_THREADS": "1",
+        "PYTHONWARNINGS": "ignore",
+    }
+    command = [sys.executable, "-m", "tests.integrations.ddp_run"]
+    processes = [
+        subprocess.Popen(
+            [*command, str(rank), str(folder)],
+            cwd=ROOT,
+            env={**environ, "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    try:
+        outputs = [process.communicate(timeout=180)[0] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+    assert [process.returncode for process in processes] == [0, 0], "\n".join(outputs)
+    return [json.loads((folder / f"rank{rank}.json").read_text()) for rank in range(2)]
+
+
+@pytest.mark.parametrize("case", ["logged", "silent", "rank zero only", "epoch", "validation"])
+def test_all_ranks_make_the_same_forecasts_and_one_writes_them(ranks: list[Any], case: str) -> None:
+    first, second = (rank[case] for rank in ranks)
+    assert first["steps"] == second["steps"] == 60
+    assert first["told"] == second["told"]
+    assert first["history"] == second["history"]
+    assert first["metrics"] == second["metrics"]
+    assert first["warnings"] == second["warnings"] == {}
+    assert first["records"] > 0
+    assert second["records"] == 0
+    assert first["error"] == second["error"] == ""
+
+
+@pytest.mark.parametrize("case", ["logged", "silent"])
+def test_value_watched_is_the_mean_over_ranks(ranks: list[Any], case: str) -> None:
+    losses = np.array([rank[case]["losses"] for rank in ranks])
+    told = ranks[0][case]["told"]
+    assert [step for step, *_ in told] == list(range(3, 61, 3))
+    windows = losses.reshape(2, 20, 3).mean(axis=(0, 2))
+    np.testing.assert_allclose([value for _, value, *_ in told], windows, rtol=1e-5)
+    assert not np.allclose(losses[0], losses[1])
+
+
+def test_value_logged_on_rank_zero_only_is_that_ranks(ranks: list[Any]) -> None:
+    windows = np.reshape(ranks[0]["rank zero only"]["losses"], (20, 3)).mean(axis=1)
+    told = ranks[0]["rank zero only"]["told"]
+    np.testing.assert_allclose([value for _, value, *_ in told], windows, rtol=1e-5)
+
+
+def test_epoch_means_are_means_over_ranks(ranks: list[Any]) -> None:
+    losses = np.array([rank["epoch"]["losses"] for rank in ranks])
+    told = ranks[0]["epoch"]["told"]
+    np.testing.assert_allclose(
+        [value for _, value, *_ in told], losses.reshape(2, 6, 10).mean(axis=(0, 2)), rtol=1e-5
+    )
+
+
+def test_rank_that_fails_switches_all_off_at_one_step_and_none_waits(ranks: list[Any]) -> None:
+    first, second = (rank["one rank fails"] for rank in ranks)
+    assert first["steps"] == second["steps"] == 60
+    assert (
+        [step for step, *_ in first["told"]] == [step for step, *_ in second["told"]] == list(range(3, 21, 3))
+    )
+    assert any("a rank has failed" in warning for warning in first["warnings"])
+    assert any("internal error" in warning for warning in second["warnings"])
+
+
+def test_unknown_name_is_refused_on_all_ranks(ranks: list[Any]) -> None:
+    for rank in ranks:
+        assert "monitor='loss' is not logged" in rank["unknown"]["error"]
