@@ -20,6 +20,7 @@ from typing import Annotated, Literal
 
 # Before torch: threads that spin while they wait get in each other's way where other programs run too.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
 
 import lightning as L
 import torch
@@ -204,9 +205,7 @@ class Curves(L.Callback):
 def table(forecasts: MemorySink, name: str, steps: int, final: float) -> Table:
     """Compare the forecasts made at 10%, 20%, ..., 90% of the run with the final loss."""
     made = [record.forecast for record in forecasts.records if record.forecast is not None]
-    result = Table(
-        title=f"Forecasts of the final {name}; it became {final:.4f} (mean over the last 1% of the steps)"
-    )
+    result = Table(title=f"Forecasts of the final {name}")
     for heading in ("seen", "step", "forecast", "90% interval", "error", "held it"):
         result.add_column(heading, justify="right")
     for percent in range(10, 100, 10):
@@ -229,9 +228,10 @@ def table(forecasts: MemorySink, name: str, steps: int, final: float) -> Table:
 
 def hush() -> None:
     """Keep other packages' advice off a newcomer's screen; what goes wrong in ours is still said."""
-    for name in ("lightning.pytorch", "mlflow", "alembic"):
+    for name in ("lightning.pytorch", "alembic"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", module="lightning|mlflow|torch|pydantic")
+    for advice in (".*LeafSpec.*", ".*does not have many workers.*"):
+        warnings.filterwarnings("ignore", message=advice)
 
 
 def main(
@@ -245,7 +245,8 @@ def main(
 ) -> None:
     """Pretrain a small GPT and forecast its final loss while it trains."""
     hush()
-    console = Console()
+    console = Console(highlight=False, soft_wrap=True)
+    say = console.print
     torch.set_num_threads(threads or min(2, torch.get_num_threads()))
     torch.manual_seed(seed)
     gpu = torch.cuda.is_available()
@@ -254,7 +255,7 @@ def main(
     spread = torch.linspace(0, len(held_out) - CONTEXT - 1, 64).long()
     model = LitGPT(steps)
     size = sum(weight.numel() for weight in model.parameters())
-    console.print(
+    say(
         f"A GPT of {size:,} parameters on {len(train_text) / 1e6:.1f} MB"
         f" of the standard library's sources: {steps:,} steps of {batch} x {CONTEXT} bytes."
     )
@@ -267,7 +268,7 @@ def main(
     curves, forecasts = Curves(), MemorySink()
     live = sys.stdout.isatty()
     trainer = L.Trainer(
-        max_steps=steps,
+        max_epochs=1,  # of RandomWindows, which is as long as the run
         accelerator="gpu" if gpu else "cpu",
         devices=1,
         precision="bf16-mixed" if gpu else "32-true",
@@ -293,18 +294,17 @@ def main(
     took = time.perf_counter() - begun
 
     final = curves.final(monitor, steps)
-    val = curves.final("val_loss", steps)
-    console.print(table(forecasts, monitor, steps, final))
-    save_forecast_png(forecasts.summary, out / "forecast.png")
-    console.print(f"Trained on {steps * batch * CONTEXT / 1e6:.1f} MB in {took:.0f} s; val_loss {val:.4f}.")
-    page = f"http://127.0.0.1:5000/#/experiments/{logger.experiment_id}/runs/{logger.run_id}/model-metrics"
-    console.print(
-        f"\nThe picture:  {out / 'forecast.png'}\n"
-        f"The MLflow run:  {here(Path(sys.executable).with_name('mlflow'))} ui --backend-store-uri {store}\n"
-        f"  and then  {page}",
-        soft_wrap=True,
-        highlight=False,
+    say(table(forecasts, monitor, steps, final))
+    say(
+        f"It became {final:.4f} (mean over the last 1% of the steps), in {took:.0f} s of training "
+        f"on {steps * batch * CONTEXT / 1e6:.1f} MB; val_loss {curves.final('val_loss', steps):.4f}."
     )
+    save_forecast_png(forecasts.summary, out / "forecast.png")
+    mlflow = here(Path(sys.executable).with_name("mlflow"))
+    page = f"experiments/{logger.experiment_id}/runs/{logger.run_id}/model-metrics"
+    say(f"\nPicture       {out / 'forecast.png'}")
+    say(f"MLflow run    {mlflow} ui --backend-store-uri {store}")
+    say(f"  its page    http://127.0.0.1:5000/#/{page}")
 
 
 def here(path: Path) -> str:
