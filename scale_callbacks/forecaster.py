@@ -125,7 +125,7 @@ class LossForecaster:
         outlook = bank.predict(evidence, points, self._lessons(bank))
         edges = self._edges(outlook, self._ended(outlook.end, bins, units, evidence.noise), bank.plan)
         path = _over_observed([units.outward(edge) for edge in edges], points, bins, float(evidence.steps[0]))
-        return self._told(points, path, outlook.laws)
+        return self._told(points, path, outlook)
 
     def lesson(self) -> Lesson | None:
         """What this run says about the laws, for a later run that takes it as a reference."""
@@ -184,12 +184,13 @@ class LossForecaster:
         tail = 0.5 * (1.0 - self.level)
         edges = quantiles(end.weights, end.mean, np.sqrt(end.variance), (0.5, tail, 1.0 - tail))
         seen = float(self.curve.last_step or 0) / self.horizon
-        edges[1:] = edges[0] + self.prior.widening(seen, plan.fall_to_come(seen)) * (edges[1:] - edges[0])
+        factor = self.prior.widening(seen, plan.fall_to_come(seen), outlook.kinds)
+        edges[1:] = edges[0] + factor * (edges[1:] - edges[0])
         before = outlook.spread / max(float(outlook.spread[-1]), 1e-12)
         path = outlook.path + (edges[:, None] - outlook.path[-1]) * before
         return [np.concatenate((row[:-2], row[-1:])) for row in path]
 
-    def _told(self, points: Floats, path: list[Floats], laws: dict[str, float]) -> Forecast:
+    def _told(self, points: Floats, path: list[Floats], outlook: Outlook) -> Forecast:
         middle = path[0]
         room = 1e-9 * np.abs(middle) + 1e-300  # never an empty interval, whatever the units
         value, low, high = middle, np.minimum(path[1], middle - room), np.maximum(path[2], middle + room)
@@ -200,17 +201,19 @@ class LossForecaster:
             level=self.level,
             step=step,
             horizon=self.horizon,
-            status=self._status(step),
+            status=self._status(step, outlook.kinds),
             path_steps=tuple(points.tolist()),
             path_value=tuple(value.tolist()),
             path_low=tuple(low.tolist()),
             path_high=tuple(high.tolist()),
-            weights=laws,
+            weights=outlook.laws,
         )
 
-    def _status(self, step: float) -> Status:
+    def _status(self, step: float, kinds: Mapping[str, float]) -> Status:
         if step > self.schedule.horizon:
             return Status.PAST_HORIZON
+        if kinds.get("other", 0.0) > 0.5:
+            return Status.UNFAMILIAR
         return Status.EARLY if step < 0.1 * self.horizon else Status.OK
 
 

@@ -29,6 +29,7 @@ class Regime:
         speed: mean and sd of log(multi-power's C).
         horizon: mean and sd of log(planned steps): where such runs are found.
         noise: mean and sd of log(sd of one observation over the loss).
+        widening: factor on the interval's half-widths of such runs.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Regime:
     speed: Pair
     horizon: Pair
     noise: Pair
+    widening: float = 1.0
 
     def weigh(self, horizon: float, noise: float) -> float:
         """Probability of the kind, up to a factor, for a plan's length and a curve's noise.
@@ -119,17 +121,19 @@ class Prior:
     trust: Pair
     calibration: tuple[tuple[float, float, float], ...]
 
-    def widening(self, seen: float, to_come: float) -> float:
+    def widening(self, seen: float, to_come: float, kinds: Mapping[str, float]) -> float:
         """Factor on the interval's half-widths.
 
         Args:
             seen: share of the plan seen.
             to_come: how far the rate still falls, over its peak.
+            kinds: posterior probability of each kind of run.
         """
         shares, settled, open_ = zip(*self.calibration, strict=True)
         part = min(max(2.0 * to_come - 0.2, 0.0), 1.0)
         logs = np.log(settled) * (1.0 - part) + np.log(open_) * part
-        return float(np.exp(np.interp(seen, shares, logs)))
+        kind = sum(kinds.get(regime.name, 0.0) * math.log(regime.widening) for regime in self.regimes)
+        return float(np.exp(np.interp(seen, shares, logs) + kind))
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Self:

@@ -3,10 +3,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from scale_callbacks.runs import read_runs
 
 from scale_callbacks.learning import Case, Search, Told, by_source, calibrated, gain, knobs, log_score, table
 from scale_callbacks.prior import load_prior
+from scale_callbacks.runs import read_runs
 
 CURVES = Path(__file__).parent / "data" / "curves"
 
@@ -42,7 +42,7 @@ def test_widths_are_set_to_hold_what_they_say() -> None:
     rng = np.random.default_rng(0)
     rows = [told(float(e), share=s) for e in rng.normal(0.0, 0.12, 200) for s in (0.3, 0.5)]
     prior = calibrated(load_prior().with_(calibration=((0.0, 1.0, 1.0),)), rows, shrink=1.0)
-    factor = prior.widening(0.5, 0.0)
+    factor = prior.widening(0.5, 0.0, {})
     assert np.mean([abs(row.error) < factor * 0.1 for row in rows if row.share == 0.5]) == pytest.approx(
         0.9, abs=0.02
     )

@@ -35,7 +35,7 @@ def test_kinds_of_runs_are_told_by_length_and_noise_but_never_ruled_out() -> Non
 
 def test_widening_runs_between_its_table_entries() -> None:
     prior = load_prior().with_(calibration=((0.1, 1.0, 2.0), (0.9, 1.5, 1.0)))
-    assert prior.widening(0.0, 0.0) == 1.0
-    assert prior.widening(0.1, 1.0) == pytest.approx(2.0)
-    assert prior.widening(1.0, 0.0) == pytest.approx(1.5)
-    assert 1.0 < prior.widening(0.5, 0.5) < 2.0
+    assert prior.widening(0.0, 0.0, {}) == 1.0
+    assert prior.widening(0.1, 1.0, {}) == pytest.approx(2.0)
+    assert prior.widening(1.0, 0.0, {}) == pytest.approx(1.5)
+    assert 1.0 < prior.widening(0.5, 0.5, {}) < 2.0
