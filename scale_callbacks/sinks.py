@@ -177,7 +177,7 @@ class ConsoleSink:
             self._say(f"{count} x {warning}")
 
     def _say(self, text: str) -> None:
-        (self.console or Console()).print(text, markup=False, highlight=False)
+        (self.console or Console()).print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def sentence(name: str, forecast: Forecast) -> str:
