@@ -90,15 +90,16 @@ def quantiles(weights: Floats, mean: Floats, sd: Floats, probabilities: Sequence
     low = np.full(len(wanted), float((mean - 9.0 * sd).min()))
     high = np.full(len(wanted), float((mean + 9.0 * sd).max()))
     at = np.full(len(wanted), float(weights @ mean))
+    enough = 1e-10 * float((high - low).max())  # finer than the distribution function is known
     for _ in range(_STEPS):
         z = (at[:, None] - mean) / sd
         off = normal_cdf(z) @ weights - wanted
         density = np.exp(-0.5 * z * z) @ (weights / sd) / math.sqrt(2.0 * math.pi)
         low, high = np.where(off < 0.0, at, low), np.where(off < 0.0, high, at)
         newton = at - off / np.maximum(density, 1e-300)
-        moved = np.where((newton > low) & (newton < high), newton, 0.5 * (low + high))
-        done = np.abs(moved - at).max() <= 1e-13 * np.abs(at).max()
-        at = moved
-        if done:
+        found = np.abs(newton - at) <= enough  # stays: a step from the root itself would leave the bracket
+        if found.all():
             break
+        inside = (newton > low) & (newton < high)
+        at = np.where(found, at, np.where(inside, newton, 0.5 * (low + high)))
     return at
