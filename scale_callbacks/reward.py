@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, Literal, SupportsFloat
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from scale_callbacks.curve import Bins, Curve, as_floats
+from scale_callbacks.curve import Curve, as_floats
 from scale_callbacks.forecast import Forecast, Status
 from scale_callbacks.mixture import quantiles
-from scale_callbacks.reward_bank import Looks, Seen, look, path
+from scale_callbacks.outlook import Outlook, look_at
+from scale_callbacks.reward_bank import Seen, look, path
 from scale_callbacks.schedule import Schedule
 
 Floats = NDArray[np.float64]
@@ -23,82 +23,18 @@ FEWEST = 8  # observations before a forecast is made
 LAST = 0.1  # share of the plan whose mean reward is forecast: a step's reward is mostly noise
 EXTRAS = 16  # further signals kept
 UNKNOWN = 1000  # steps planned for where the horizon is not known
-WINDOW = 0.15  # share of what was seen whose looks are told apart
 SCHEDULED = 0.5  # how far the clock follows the learning rate: rewards go on rising at a small one
-CALIBRATION = 1.0  # of the interval's width
+# Factors of the interval's width, by share of the budget seen: no law foresees a stage that has not begun.
+CALIBRATION = ((0.2, 2.5), (0.3, 2.2), (0.5, 1.6), (0.7, 1.3), (0.85, 1.05))
 _PATH = 33
-
-
-@dataclass(frozen=True)
-class Outlook:
-    """What a reward curve says at its last bin and at earlier ones, in the reward's own units, upwards good.
-
-    Attributes:
-        looks: the bank at each look, in units of `scale`.
-        steps: (looks) last step of each look.
-        seen: (bins) the curve the looks are taken of, in units of `scale`.
-        ends: (looks) last bin of each look.
-        at: (bins) mean step of each bin.
-        scale: what one unit is worth.
-        start: reward of the first bin.
-        room: what the known ceiling leaves above the present level; infinite where none is known.
-    """
-
-    looks: Looks
-    steps: Floats
-    seen: Seen
-    ends: NDArray[np.intp]
-    at: Floats
-    scale: float
-    start: float
-    room: float
-
-    @property
-    def gain(self) -> float:
-        """Expected gain from the first observation to now."""
-        return self.scale * float(self.looks.gain()[0][-1])
-
-    @property
-    def gain_sd(self) -> float:
-        """Its standard deviation."""
-        return self.scale * float(self.looks.gain()[1][-1])
-
-    @property
-    def remaining(self) -> float:
-        """Expected gain from now to the end of the budget."""
-        rest = float(self.looks.weights[-1] @ self.looks.rest[-1])
-        return min(self.scale * rest, self.room)
-
-    @property
-    def level(self) -> float:
-        """Reward expected now, without the noise of a step."""
-        level = float(self.looks.weights[-1] @ self.looks.level[-1])
-        return self.start + self.scale * level
-
-    @property
-    def noise(self) -> float:
-        """Standard deviation of one observation, autocorrelation included."""
-        return self.scale * float(self.looks.noise[-1])
-
-    def probability(self, gain: float) -> float:
-        """Probability that the laws still bring more than a gain (in the reward's units) by the end."""
-        if gain >= self.room:
-            return 0.0
-        threshold = np.full(len(self.steps), gain / self.scale)
-        return float(np.clip(self.looks.exceeds(threshold)[-1], 0.0, 1.0))
-
-    @property
-    def share_reached(self) -> float | None:
-        """Share of the final gain that is reached; None where nothing was gained yet."""
-        whole = self.gain + max(self.remaining, 0.0)
-        return min(max(self.gain / whole, 0.0), 1.0) if self.gain > 0.0 and whole > 0.0 else None
 
 
 class RewardForecaster:
     """Forecasts the mean reward over the last tenth of a run, and how much of the gain is still to come.
 
-    State is bounded whatever the run's length. Rewards that are not finite are counted and left out; an earlier
-    step than the last is a restart and replaces what came after; a run that goes past its horizon takes it along.
+    State is bounded whatever the run's length. Rewards that are not finite are counted and left out; an
+    earlier step than the last is a restart and replaces what came after; a run that goes past its horizon
+    takes it along.
 
     Args:
         horizon: optimizer steps of the whole run; None where that is not known: as many steps again as were
@@ -235,7 +171,7 @@ class RewardForecaster:
         )
 
     def time_constant(self) -> float | None:
-        """Steps from the first observation until 63% of the expected final gain is reached; None without gain."""
+        """Steps from the first observation to 63% of the expected final gain; None without gain."""
         forecast = self.forecast()
         if forecast is None:
             return None
@@ -245,7 +181,7 @@ class RewardForecaster:
         return float(forecast.path_steps[reached[0]] - forecast.path_steps[0]) if gain > 0.0 else None
 
     def recent(self, name: str, share: float) -> tuple[float, float] | None:
-        """(mean, lowest bin) of a further signal over the last share of the budget; None where it was not logged."""
+        """(mean, lowest bin) of a further signal over the last share of the budget; None where not logged."""
         last = self.curve.last_step
         if name not in self.extra or last is None:
             return None
@@ -290,7 +226,7 @@ class RewardForecaster:
         rewards = self.sign * bins.mean
         start, scale = float(rewards[0]), float(np.ptp(rewards)) or 1.0
         seen = Seen(self._clock(bins.steps), (rewards - start) / scale, bins.count)
-        ends = _look_at(bins)
+        ends = look_at(bins)
         finish = np.maximum(1.0 - LAST / 2.0, (bins.steps[ends] / self.horizon + 1.0) / 2.0)
         looks = look(seen, ends, self._clock(finish * self.horizon))
         level = start + scale * float(looks.weights[-1] @ looks.level[-1])
@@ -312,7 +248,9 @@ class RewardForecaster:
         mean = mean + share * (measured - mean)
         tail = 0.5 * (1.0 - self.level)
         edges = quantiles(looks.weights[-1], mean, np.sqrt(variance), (0.5, tail, 1.0 - tail))
-        value, low, high = edges[0] + np.array([0.0, CALIBRATION, CALIBRATION]) * (edges - edges[0])
+        shares, factors = np.array(CALIBRATION).T
+        wider = float(np.interp(float(outlook.at[-1]) / horizon, shares, factors))
+        value, low, high = edges[0] + wider * (edges - edges[0])
         centre = float(looks.weights[-1] @ mean)
         spread = math.sqrt(float(looks.weights[-1] @ (variance + (mean - centre) ** 2)))
         return float(value), float(low), float(high), spread
@@ -357,18 +295,12 @@ class RewardForecaster:
         return Status.EARLY if last < 0.1 * self.horizon else Status.OK
 
 
-def _look_at(bins: Bins) -> NDArray[np.intp]:
-    """Last bins of the looks: all of the trailing window, every tenth before it, from the fourth bin on."""
-    last = len(bins) - 1
-    window = max(int(np.searchsorted(bins.steps, (1.0 - WINDOW) * bins.steps[-1])), 3)
-    stride = max(1, (last - window) // 12)
-    return np.unique(np.concatenate((np.arange(3, window, 10), np.arange(last, window - 1, -stride)[::-1])))
-
-
 def _check(
     horizon: int | None, level: float, direction: str, ceiling: float | None, schedule: Schedule | None
 ) -> None:
-    if horizon is not None and (isinstance(horizon, bool) or not 1 <= horizon < math.inf or horizon != int(horizon)):
+    if horizon is not None and (
+        isinstance(horizon, bool) or not 1 <= horizon < math.inf or horizon != int(horizon)
+    ):
         raise ValueError(f"horizon={horizon!r} must be a whole number of optimizer steps, 1 or more, or None")
     if not 0.0 < level < 1.0:
         raise ValueError(f"level={level!r} must lie between 0 and 1, for instance 0.9")

@@ -213,7 +213,9 @@ def _noise(seen: Seen, sums: _Sums, ends: Ints) -> tuple[Floats, Floats]:
     return local, np.maximum(residual, local) * inflation
 
 
-_Parts = tuple[Floats, Floats, Floats, Floats, Floats, Floats]  # log evidence, rest, its var, past, its var, fit
+_Parts = tuple[
+    Floats, Floats, Floats, Floats, Floats, Floats
+]  # log evidence, rest, its var, past, its var, fit
 
 
 def _singles(sums: _Sums, noise: Floats, now: Floats, first: Floats, there: Floats) -> _Parts:
@@ -246,7 +248,7 @@ def _pairs(sums: _Sums, noise: Floats, now: Floats, first: Floats, there: Floats
 
 
 def _sign(rest: Floats, spread: Floats) -> Floats:
-    """What the prior on the sign of the gain to come makes of a member's evidence (a half where it says none)."""
+    """What the prior on the sign of the gain to come makes of a member (a half where it says nothing)."""
     up = normal_cdf(rest / spread)
     return np.asarray(UPWARD * up + (1.0 - UPWARD) * (1.0 - up), dtype=np.float64)
 

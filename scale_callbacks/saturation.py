@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from scale_callbacks.reward import LAST, WINDOW, Outlook, RewardForecaster
+from scale_callbacks.outlook import WINDOW, Outlook
+from scale_callbacks.reward import LAST, RewardForecaster
 from scale_callbacks.stopping import Decision
 
 Floats = NDArray[np.float64]
@@ -24,6 +25,7 @@ POWER = 1.25  # most standard errors of such a carried trend, in units of the ga
 LEARNED = 1.0  # standard deviations of the gain that count as learning
 FALL = 5.0  # standard errors that make a fall
 FALLEN = 0.5  # and share of the gain
+ROUGH = 1.5  # most that autocorrelation may add to the noise of neighbours when a fall is judged
 LEVEL = 0.05  # share of the run whose mean is a level
 SILENT = 0.95  # share of groups without spread that leaves no learning signal
 SILENCE = 0.10  # share of the budget over which it must hold
@@ -64,12 +66,12 @@ class _Fall:
 class SaturationRule:
     """Stops when the rest of the budget will probably not bring a gain worth having.
 
-    It stops for `saturated` when the probability that the reward still gains more than `min_gain` of the gain so
-    far (but at least one standard error of the final mean) is below 1 - `confidence`, the trend of the last half
-    agrees, and the noise is low enough that such a rise would have been seen. The probability is averaged over
-    the last looks and holds a hazard for a stage of learning that has not begun. It stops for `collapsed` when
-    the level has fallen below its best by more than noise explains. What it says depends on the forecaster's
-    state alone.
+    It stops for `saturated` when the probability that the reward still gains more than `min_gain` of the gain
+    so far (but at least one standard error of the final mean) is below 1 - `confidence`, the trend of the
+    last half agrees, and the noise is low enough that such a rise would have been seen. The probability is
+    averaged over the last looks and holds a hazard for a stage of learning that has not begun. It stops for
+    `collapsed` when the level has fallen below its best by more than noise explains. What it says depends on
+    the forecaster's state alone.
 
     Args:
         min_gain: share of the gain so far that makes going on worthwhile.
@@ -228,7 +230,9 @@ def _fall(outlook: Outlook, horizon: float) -> _Fall:
     level, centre = (total[last] - total[first]) / held, (moment[last] - moment[first]) / held
     best = np.maximum.accumulate(level)
     drop = best - level
-    errors = drop / (float(outlook.looks.noise[-1]) * np.sqrt(2.0 / held))
+    # Residuals of laws that cannot fall call a fall noise: neighbours tell better.
+    noise = min(float(outlook.looks.noise[-1]), ROUGH * float(outlook.looks.local[-1]))
+    errors = drop / (noise * np.sqrt(2.0 / held))
     gain = max(float(np.maximum(outlook.looks.gain()[0], 0.0).max()), 0.0)
     fallen = (errors > FALL) & (drop > FALLEN * gain)
     top = int(level.argmax())
@@ -244,7 +248,9 @@ def _fall(outlook: Outlook, horizon: float) -> _Fall:
 def _told(reason: Reason, e: dict[str, float], rule: SaturationRule) -> str:
     """The sentence behind a reason, with its numbers."""
     left = e["steps_saved"] / e["horizon"]
-    odds = f"the chance of more than {e['wanted']:.3g} is {max(e['probability'], e['probability_latest']):.0%}"
+    odds = (
+        f"the chance of more than {e['wanted']:.3g} is {max(e['probability'], e['probability_latest']):.0%}"
+    )
     if reason is Reason.SATURATED:
         return (
             f"in the last {left:.0%} of the budget {odds} (gained so far {e['gain']:.3g}, "
@@ -258,7 +264,7 @@ def _told(reason: Reason, e: dict[str, float], rule: SaturationRule) -> str:
         )
     if reason is Reason.NO_LEARNING_SIGNAL:
         return (
-            f"{e['zero_spread']:.0%} of the groups have rewards without spread, so nothing is learned from them; "
+            f"{e['zero_spread']:.0%} of the groups have rewards without spread: they teach nothing; "
             f"stopping would save {_saving(e)}; {_ADVICE}"
         )
     return "not yet, " + {
@@ -266,7 +272,7 @@ def _told(reason: Reason, e: dict[str, float], rule: SaturationRule) -> str:
         Reason.NOT_LEARNED: f"a gain of {e['gain']:.3g} +- {e['gain_sd']:.2g} is not told from none",
         Reason.STILL_RISING: f"{odds}, the trend alone brings {e['trend']:+.2g}",
         Reason.NOT_SEEN_LONG_ENOUGH: (
-            f"a rise of {e['wanted']:.3g} could have been missed: its standard error is {e['trend_error']:.2g}"
+            f"a rise of {e['wanted']:.3g} could have been missed, its error is {e['trend_error']:.2g}"
         ),
         Reason.BUDGET_SPENT: "the budget is spent, there is nothing left to save",
     }.get(reason, "")
