@@ -279,6 +279,9 @@ def _told(reason: Reason, e: dict[str, float], rule: SaturationRule) -> str:
 
 
 def _saving(e: dict[str, float]) -> str:
-    hours = f" ({e['hours_saved']:.1f} hours)" if "hours_saved" in e else ""
+    hours = e.get("hours_saved", 0.0)
+    time = (
+        f" ({hours:.1f} hours)" if hours >= 1.0 else f" ({60.0 * hours:.0f} minutes)" if hours > 0.0 else ""
+    )
     known = "" if e["horizon_known"] else ", were it to run as long again"
-    return f"{e['steps_saved']:,.0f} steps{hours}{known}"
+    return f"{e['steps_saved']:,.0f} steps{time}{known}"
