@@ -1,29 +1,21 @@
-"""What a Lightning trainer can be asked: how long the run is, what its plan is, where a metric comes from."""
+"""What a Lightning trainer can be asked: its length, plan and MLflow run; and how a forecast is shown."""
 
+import logging
 import math
-from collections.abc import Mapping
-from enum import IntEnum
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.callbacks import Callback, GradientAccumulationScheduler
-from lightning.pytorch.utilities.model_helpers import is_overridden
+from lightning.pytorch.callbacks import GradientAccumulationScheduler
 
 from scale_callbacks.integrations.torch import schedule_of
 from scale_callbacks.schedule import Schedule
 from scale_callbacks.sinks import Record
 
+_log = logging.getLogger("scale_callbacks")
 
-class Source(IntEnum):
-    """Where the monitored value comes from; ranks that differ agree on the highest."""
-
-    UNKNOWN = 0  # nothing by that name can still come
-    OPEN = 1  # not seen yet
-    OUTPUT = 2  # the loss that training_step returns
-    EPOCH = 3  # logged on_epoch only: one value an epoch
-    STEP = 4  # logged by training_step on each step
-    VALIDATION = 5  # logged by the validation
+FEWEST_READS = 500  # a run is read at least so often where it has as many steps,
+MOST_READS = 1000  # and at most so often, whatever its length
 
 
 def optimizer_steps_per_batch(trainer: pl.Trainer) -> int:
@@ -93,48 +85,10 @@ def _steps_per_update(trainer: pl.Trainer, config: Any) -> float:
     return steps / updates if updates else math.inf
 
 
-def train_metrics(trainer: pl.Trainer) -> Mapping[str, Any] | None:
-    """Everything the training has logged so far, by name; None where Lightning does not show it.
-
-    `trainer.callback_metrics` knows it too, but is built anew on each read, waits for the device when a
-    metric is on the progress bar, and shows `on_epoch` metrics only at the epoch's end.
-    """
-    try:
-        results = trainer.fit_loop.epoch_loop._results
-        found = {}
-        for metric in results.values():
-            meta = metric.meta
-            for name in {meta.name, meta.forked_name(on_step=True), meta.forked_name(on_step=False)}:
-                found[name] = metric
-        return found
-    except AttributeError:
-        return None
-
-
-def is_logged_on_step(metric: Any, name: str) -> bool:
-    """Tell whether the metric has a value for each step under this name."""
-    meta = metric.meta
-    return bool(meta.on_step) and not (meta.forked and name == meta.forked_name(on_step=False))
-
-
-def validates(trainer: pl.Trainer) -> bool:
-    """Tell whether this run has validations."""
-    return bool(trainer.enable_validation) and any(trainer.num_val_batches)
-
-
-def may_log_later(trainer: pl.Trainer, *, validation_seen: bool) -> bool:
-    """Tell whether a name that the first batch has not logged may still appear."""
-    if validates(trainer) and not validation_seen:
-        return True
-    hooks = ("on_train_batch_end", "on_train_epoch_end")
-    if any(is_overridden(hook, trainer.lightning_module) for hook in hooks):
-        return True
-    return any(
-        getattr(type(callback), hook) is not getattr(Callback, hook)
-        for callback in trainer.callbacks  # type: ignore[attr-defined]
-        if not type(callback).__module__.startswith(("lightning.", "scale_callbacks.", "integrations."))
-        for hook in hooks
-    )
+def window_length(horizon: int, log_every_n_steps: int) -> int:
+    """Optimizer steps between two reads of the device: as often as the trainer logs, within bounds."""
+    most = max(1, horizon // FEWEST_READS)
+    return max(math.ceil(horizon / MOST_READS), min(log_every_n_steps or most, most))
 
 
 def logger_step(trainer: pl.Trainer) -> int:
@@ -150,3 +104,14 @@ def show(trainer: pl.Trainer, record: Record, *, progress_bar: bool) -> None:
     if progress_bar and f is not None:
         text = f"{f.value:.4g} [{f.low:.4g}, {f.high:.4g}]"
         trainer.progress_bar_metrics[f"forecast/{record.name}"] = text  # type: ignore[assignment]
+
+
+def mlflow_sink(trainer: pl.Trainer, mode: bool | None) -> Any:
+    """The sink for the MLflow run that the trainer's loggers or the environment name, if there is one."""
+    try:
+        from scale_callbacks.integrations.mlflow import resolve_sink
+
+        return resolve_sink(trainer.loggers, mode=mode)
+    except Exception as fault:
+        _log.warning("LossForecast: no MLflow sink: %s: %s (training goes on)", type(fault).__name__, fault)
+        return None

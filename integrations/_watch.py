@@ -1,7 +1,6 @@
 """One fit seen by the Lightning callback: collects the loss on the device, reads it when a window is full."""
 
 import logging
-import math
 import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -12,26 +11,14 @@ import lightning.pytorch as pl
 import torch
 
 from scale_callbacks.integrations import _trainer
-from scale_callbacks.integrations._trainer import Source
+from scale_callbacks.integrations._source import Source, Tap, UnknownMetricError, nothing
 from scale_callbacks.integrations.torch import LossWindow
 from scale_callbacks.monitor import Monitor
 from scale_callbacks.sinks import Record, Sink, Summary
 
 _log = logging.getLogger("scale_callbacks")
 
-FEWEST_READS = 500  # a run is read at least so often where it has as many steps,
-MOST_READS = 1000  # and at most so often, whatever its length
 NEVER = sys.maxsize
-
-
-def window_length(horizon: int, log_every_n_steps: int) -> int:
-    """Optimizer steps between two reads of the device: as often as the trainer logs, within bounds."""
-    most = max(1, horizon // FEWEST_READS)
-    return max(math.ceil(horizon / MOST_READS), min(log_every_n_steps or most, most))
-
-
-class UnknownMetricError(ValueError):
-    """The monitored name is not among those that the module logs."""
 
 
 class Latest:
@@ -72,19 +59,16 @@ class Watch:
     ) -> None:
         self._trainer = trainer
         self._latest = Latest()
-        self._mlflow = None if mlflow is False else _mlflow_sink(trainer, mlflow)
+        self._mlflow = None if mlflow is False else _trainer.mlflow_sink(trainer, mlflow)
         own: list[Any] = [self._latest] if self._mlflow is None else [self._latest, self._mlflow]
         self.monitor = make_monitor([*own, *sinks])
         self.name = self.monitor.name
         self.off = False
         self._progress_bar = progress_bar
-        self._validation_names = validation_names
-        self._validated = bool(validation_names)
-        self._every = window_length(self.monitor.forecaster.horizon, trainer.log_every_n_steps)  # type: ignore[attr-defined]
+        self._every = _trainer.window_length(self.monitor.forecaster.horizon, trainer.log_every_n_steps)  # type: ignore[attr-defined]
         self._window = LossWindow()
+        self._tap = Tap(trainer, self.name, validation_names)
         self._automatic = trainer.lightning_module.automatic_optimization
-        self._metric: Any = None
-        self._last: Any = None  # the value taken last: another object is a new value
         self._failed = False
         self._faults: Counter[str] = Counter()
         self._pending: list[tuple[int, float, int]] = []  # read while the source is open
@@ -107,7 +91,7 @@ class Watch:
     def batch_ended(self, outputs: Any) -> None:
         """Collect the loss of a batch. Most steps end here, without waiting for the device."""
         try:
-            value = self._take(outputs)
+            value = self._tap.take(outputs)
             if value is not None:
                 self._window.add(value)
         except Exception as fault:
@@ -123,40 +107,41 @@ class Watch:
     def epoch_started(self) -> None:
         """Read what a hook after ours has logged at the end of the epoch before."""
         self.late_epoch_values()
-        if self._source is Source.EPOCH:
-            self._fresh()  # what stands there now is the epoch's that has ended
+        if self._tap.source is Source.EPOCH:
+            self._tap.fresh()  # what stands there now is the epoch's that has ended
         self._epoch_began = self._trainer.global_step
 
     def epoch_ended(self) -> None:
         """Read a value that is logged once an epoch."""
-        if self.off or self._source not in (Source.OPEN, Source.EPOCH):
+        if self.off or self._tap.source not in (Source.OPEN, Source.EPOCH):
             return
         self._epoch_end = self._trainer.global_step, self._trainer.global_step - self._epoch_began
-        if self._source is Source.OPEN:
-            self._settle(self._guess_at_epoch_end(last=False))
-        if self._source is Source.EPOCH:
+        if self._tap.source is Source.OPEN:
+            self._settle(self._guess(lambda: self._tap.guess_at_epoch_end(last=False)))
+        if self._tap.source is Source.EPOCH:
             self._read_epoch()
 
     def late_epoch_values(self) -> None:
         """Try again to read the value of an epoch that has ended."""
         if self.off or self._epoch_end is None:
             return
-        if self._source is Source.OPEN:
-            self._settle(self._guess_at_epoch_end(last=True))
-        if self._source is Source.EPOCH:
+        if self._tap.source is Source.OPEN:
+            self._settle(self._guess(lambda: self._tap.guess_at_epoch_end(last=True)))
+            if self._tap.source is Source.OPEN and self._tap.everything_was_logged():
+                self._note(f"{self._tap.unknown()}; waiting for it", None)
+        if self._tap.source is Source.EPOCH:
             self._read_epoch()
         self._epoch_end = None
 
     def validated(self) -> None:
         """Read a value that the validation logs, with the train loss since the validation before."""
-        self._validated = True
         if self.off:
             return
-        if self._source is Source.OPEN:
-            self._settle(Source.VALIDATION if self.name in self._trainer.callback_metrics else Source.OPEN)
-        if self._source is not Source.VALIDATION:
+        if self._tap.source is Source.OPEN:
+            self._settle(self._guess(self._tap.guess_at_validation))
+        if self._tap.source is not Source.VALIDATION:
             return
-        window, value = self._exchange(self._fresh())
+        window, value = self._exchange(self._tap.fresh())
         if window.count:
             self._observe(self._trainer.global_step, value, extra={"train_loss": window.mean})
         else:
@@ -178,7 +163,7 @@ class Watch:
             "monitor": self.monitor.state_dict(),
             "window": self._window.totals().tolist(),
             "steps": [self._began, self._epoch_began, self._step],
-            "source": int(self._source),
+            "source": int(self._tap.source),
             "pending": [list(read) for read in self._pending],
         }
 
@@ -204,43 +189,21 @@ class Watch:
             record = Record(self.name, self._step, f, self.monitor.decision, metrics)
             _trainer.show(self._trainer, record, progress_bar=self._progress_bar)
 
-    # --- taking a value, on every batch
-
-    def _of_output(self, outputs: Any) -> Any:
-        loss = outputs.get("loss") if isinstance(outputs, dict) else outputs
-        batches = self._trainer.accumulate_grad_batches if self._automatic else 1
-        # Lightning has divided it by the number of batches it accumulates.
-        return loss if loss is None or batches == 1 else loss * batches
-
-    def _of_log(self, outputs: Any) -> Any:
-        if self._metric is None:
-            self._metric = (_trainer.train_metrics(self._trainer) or {}).get(self.name)
-            if self._metric is None:
-                return None
-        value = self._metric._forward_cache
-        if value is self._last:
-            return None  # not logged on this batch
-        self._last = value
-        return value
-
-    def _nothing(self, outputs: Any) -> None:
-        return None
-
     # --- when something is due
 
     def _due(self, step: int, outputs: Any) -> None:
         if not self._asked:
             self._asked = True
-            self._settle(self._guess_at_first_batch(outputs))
-            if self._source is Source.STEP:
-                value = self._take(outputs)
+            self._settle(self._guess(lambda: self._tap.guess_at_first_batch(outputs)))
+            if self._tap.source is Source.STEP:
+                value = self._tap.take(outputs)
                 if value is not None:
                     self._window.add(value)
         self._next_read = self._boundary
         if step < self._boundary:
             return
-        if self._source is Source.STEP and self._take == self._nothing:
-            sample = self._fresh()  # Lightning hides its results: one sample has to do for the window
+        if self._tap.sampled:
+            sample = self._tap.fresh()
             if sample is not None:
                 self._window.add(sample)
         window, _ = self._exchange()
@@ -256,19 +219,11 @@ class Watch:
 
     def _read_epoch(self) -> None:
         assert self._epoch_end is not None
-        _, value = self._exchange(self._fresh())
+        _, value = self._exchange(self._tap.fresh())
         if value.count or value.bad:
             step, span = self._epoch_end
             self._epoch_end = None
             self._observe(step, value, max(span, 1))
-
-    def _fresh(self) -> torch.Tensor | None:
-        """The value under our name among the trainer's metrics, if it is a new one."""
-        value = self._trainer.callback_metrics.get(self.name)
-        if value is None or value is self._last:
-            return None
-        self._last = value
-        return value
 
     def _exchange(self, value: torch.Tensor | None = None) -> tuple["Mean", "Mean"]:
         """Read the window and a further value, as means over all ranks; the only place that waits."""
@@ -311,7 +266,7 @@ class Watch:
             if not mean.bad:
                 self._note(f"{self.name} was not logged in time", None)
             return
-        if self._source is Source.OPEN:
+        if self._tap.source is Source.OPEN:
             self._pending.append((step, mean.mean, span))
             return
         try:
@@ -336,41 +291,6 @@ class Watch:
 
     # --- where the value comes from
 
-    def _guess_at_first_batch(self, outputs: Any) -> Source:
-        try:
-            metrics = _trainer.train_metrics(self._trainer)
-            if metrics is None:
-                metrics = dict.fromkeys(self._trainer.callback_metrics)
-            if self.name in metrics:
-                on_step = metrics[self.name] is None or _trainer.is_logged_on_step(
-                    metrics[self.name], self.name
-                )
-                return Source.STEP if on_step else Source.EPOCH
-            if self.name in self._validation_names:
-                return Source.VALIDATION
-            if _trainer.may_log_later(self._trainer, validation_seen=self._validated):
-                return Source.OPEN
-            if metrics:
-                return Source.UNKNOWN
-            return Source.OPEN if self._of_output(outputs) is None else Source.OUTPUT
-        except Exception as fault:
-            self.fail(fault)
-            return Source.OPEN
-
-    def _guess_at_epoch_end(self, *, last: bool) -> Source:
-        try:
-            names = self._trainer.callback_metrics
-            if self.name in names:
-                return Source.EPOCH
-            if not last or (_trainer.validates(self._trainer) and not self._validated):
-                return Source.OPEN
-            if not (_trainer.train_metrics(self._trainer) or {}):
-                return Source.OUTPUT
-            self._note(f"{self._unknown()}; waiting for it", None)
-        except Exception as fault:
-            self.fail(fault)
-        return Source.OPEN
-
     def _settle(self, guess: Source) -> None:
         """Agree with the other ranks on the source, and take the values from there."""
         agreed = int(guess)
@@ -380,15 +300,12 @@ class Watch:
             agreed = max(i for i, count in enumerate(self._sum(votes)) if count)
         if agreed == Source.UNKNOWN:
             self.off = True
-            raise UnknownMetricError(self._unknown())
-        if agreed != self._source:
+            raise UnknownMetricError(self._tap.unknown())
+        if agreed != self._tap.source:
             self._adopt(Source(agreed))
 
     def _adopt(self, source: Source) -> None:
-        self._source, pending = source, self._pending
-        hidden = source is Source.STEP and _trainer.train_metrics(self._trainer) is None
-        takes = {Source.STEP: self._nothing if hidden else self._of_log, Source.EPOCH: self._nothing}
-        self._take: Callable[[Any], Any] = takes.get(source, self._of_output)
+        self._tap.adopt(source)
         if source in (Source.EPOCH, Source.VALIDATION):
             self._boundary = NEVER
         self._next_read = self._boundary if self._asked else 0  # the first batch tells the source
@@ -397,25 +314,24 @@ class Watch:
             return
         if source in (Source.STEP, Source.EPOCH):
             self._window.reset()  # it held the loss returned, not the one logged
-        self._pending = []
+        pending, self._pending = self._pending, []
         if source is Source.OUTPUT:
             for step, value, span in pending:
                 self._observe(step, Mean(value, 1.0, 0.0), span)
 
-    def _unknown(self) -> str:
-        names = {*(_trainer.train_metrics(self._trainer) or ()), *self._trainer.callback_metrics}
-        logged = ", ".join(sorted(names | self._validation_names)) or "nothing"
-        return (
-            f"monitor={self.name!r} is not logged by this module; it logs: {logged}. "
-            f"Give LossForecast one of these, or log it in training_step: self.log({self.name!r}, loss)"
-        )
+    def _guess(self, look: Callable[[], Source]) -> Source:
+        try:
+            return look()
+        except Exception as fault:
+            self.fail(fault)
+            return Source.OPEN
 
     # --- faults
 
     def fail(self, fault: Exception) -> None:
         """Stop taking values. The reductions go on until all ranks know, so that none waits for us."""
         self._note("internal error, no more forecasts", fault)
-        self._failed, self._take = True, self._nothing
+        self._failed, self._tap.take = True, nothing
         if self._trainer.world_size == 1:
             self.off = True
 
@@ -438,13 +354,3 @@ class Mean:
     def mean(self) -> float:
         """The mean of the finite values."""
         return self.total / self.count
-
-
-def _mlflow_sink(trainer: pl.Trainer, mode: bool | None) -> Any:
-    try:
-        from scale_callbacks.integrations.mlflow import resolve_sink
-
-        return resolve_sink(trainer.loggers, mode=mode)
-    except Exception as fault:
-        _log.warning("LossForecast: no MLflow sink: %s: %s (training goes on)", type(fault).__name__, fault)
-        return None

@@ -10,7 +10,8 @@ from lightning.pytorch.callbacks import Callback
 from scale_callbacks.forecast import Forecast
 from scale_callbacks.forecaster import LossForecaster
 from scale_callbacks.integrations import _trainer
-from scale_callbacks.integrations._watch import UnknownMetricError, Watch
+from scale_callbacks.integrations._source import UnknownMetricError
+from scale_callbacks.integrations._watch import Watch
 from scale_callbacks.monitor import Monitor
 from scale_callbacks.schedule import Schedule
 from scale_callbacks.sinks import Sink

@@ -28,10 +28,11 @@ from scale_callbacks.mixture import Mixture, Outlook, gathered
 from scale_callbacks.prior import Prior, Regime
 from scale_callbacks.regression import Evidence, Grid, Regression, Tables
 
-KEPT = 160  # members the path is mixed from
-_CELLS = 128  # Gaussians the forecast at the end is gathered into
-_BETA = 0.6  # multi-power's β: hardly told apart from its speed
-_MARGIN = 12.0  # log-evidence below the best at which a decay is given up
+KEPT = 96  # members the path is mixed from
+_CELLS = 64  # Gaussians the forecast at the end is gathered into
+_BETA = 0.5  # multi-power's β: hardly told apart from its speed
+_MARGIN = 10.0  # log-evidence below the best at which a member is given up
+_SCOUTED = slice(1, None, 3)  # depths under which decays are scouted
 
 
 @dataclass(frozen=True)
@@ -93,16 +94,27 @@ class LawBank:
             ]
         )
 
+    def _kinds(self, noise: float) -> Floats:
+        """Probability of each kind of run before its curve is seen."""
+        kinds = np.array([regime.weigh(self.plan.horizon, noise) for regime in self.prior.regimes])
+        if self.told:
+            kinds *= [self.prior.told if r.name == "finetuning" else 1.0 for r in self.prior.regimes]
+        return np.asarray(kinds / kinds.sum(), dtype=np.float64)
+
+    def _kinds_given(self, found: _Found, noise: float) -> dict[str, float]:
+        """Probability of each kind of run, given the members found."""
+        members = self._by_regime.reshape(len(self.prior.regimes), -1, *self._shape[2:])
+        joint = self._kinds(noise)[:, None] * members[:, found.row, found.drop, found.depth]
+        kinds = (joint / np.maximum(joint.sum(axis=0), 1e-300)) @ found.weights
+        return dict(zip((regime.name for regime in self.prior.regimes), kinds.tolist(), strict=True))
+
     def log_prior(self, noise: float) -> Floats:
         """(decays, slopes, drops, depths): log prior of every member, given the curve's noise.
 
         Args:
             noise: sd of one observation over the loss.
         """
-        kinds = np.array([regime.weigh(self.plan.horizon, noise) for regime in self.prior.regimes])
-        if self.told:
-            kinds *= [self.prior.told if r.name == "finetuning" else 1.0 for r in self.prior.regimes]
-        mixed = np.tensordot(kinds / kinds.sum(), self._by_regime, axes=1)
+        mixed = np.tensordot(self._kinds(noise), self._by_regime, axes=1)
         return np.asarray(np.log(np.maximum(mixed, 1e-30)), dtype=np.float64)
 
     def law_of_drop(self) -> list[str]:
@@ -190,7 +202,7 @@ class LawBank:
         walks = self._walks(evidence, points)
         prior = (self.log_prior(evidence.noise) + lessons).reshape(-1, *self._shape[2:])
         found = self._heavy(walks, prior)
-        laws = self._law_weights(found)
+        laws, kinds = self._law_weights(found), self._kinds_given(found, evidence.noise)
         count = len(points) + 1
         heavy = _heaviest(found.weights, KEPT)
         mean, variance = np.empty((len(heavy), count)), np.empty((len(heavy), count))
@@ -207,7 +219,7 @@ class LawBank:
                     found.row[on], found.drop[on], found.depth[on], slice(None)
                 )
         path = Mixture(found.weights[heavy] / found.weights[heavy].sum(), mean, variance)
-        return Outlook(gathered(found.weights, ends[0], ends[1], _CELLS), *path.moments(), laws)
+        return Outlook(gathered(found.weights, ends[0], ends[1], _CELLS), *path.moments(), laws, kinds)
 
     def _walks(self, evidence: Evidence, points: Floats) -> list[Regression]:
         clock = self.prior.clock
@@ -218,8 +230,9 @@ class LawBank:
         """All members that carry weight: decays are scouted under a few drops first."""
         rows, every = np.arange(len(prior)), np.arange(len(self.drop))
         weights = np.log(self.prior.wander_weights)
+        scout_prior = prior[:, self._scouts, _SCOUTED]
         scouted = [
-            (walk.evidence(rows, self._scouts) + prior[:, self._scouts]).max(axis=(1, 2)) + weight
+            (walk.evidence(rows, self._scouts, _SCOUTED) + scout_prior).max(axis=(1, 2)) + weight
             for walk, weight in zip(walks, weights, strict=True)
         ]
         least = max(float(best.max()) for best in scouted) - _MARGIN
@@ -263,8 +276,8 @@ def _heaviest(weights: Floats, most: int) -> NDArray[np.intp]:
 
 
 def _log_peak(peak: float) -> float:
-    """Log of the absolute peak rate over 5e-4, kept to the range known; 0 for a rate in relative units."""
-    return float(np.log(np.clip(peak, 1e-4, 4e-3) / 5e-4)) if peak < 0.05 else 0.0
+    """Log of the absolute peak rate over 5e-4, 0 below it, kept to the range known; 0 for relative units."""
+    return float(np.log(np.clip(peak, 5e-4, 4e-3) / 5e-4)) if peak < 0.05 else 0.0
 
 
 def _normalised(log: Floats) -> Floats:

@@ -20,7 +20,7 @@ class Status(StrEnum):
     OK = "ok"
     EARLY = "early"  # less than a tenth of the plan seen
     PAST_HORIZON = "past_horizon"  # the run went on after its plan; the horizon moved with it
-    UNFAMILIAR = "unfamiliar"  # outside what the prior was learned from; the interval is widened
+    UNFAMILIAR = "unfamiliar"  # like no kind of run the prior knows well: a wide interval, no confidence
 
 
 @dataclass(frozen=True)

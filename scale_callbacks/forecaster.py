@@ -13,7 +13,7 @@ from scale_callbacks.bank import LawBank, Lesson
 from scale_callbacks.curve import Bins, Curve, as_floats
 from scale_callbacks.evidence import LAST, Units, measured_end, usable
 from scale_callbacks.forecast import Forecast, Status
-from scale_callbacks.laws.base import plan_of
+from scale_callbacks.laws.base import Plan, plan_of
 from scale_callbacks.mixture import Mixture, Outlook, quantiles
 from scale_callbacks.prior import Prior, load_prior
 from scale_callbacks.regression import Evidence
@@ -123,9 +123,9 @@ class LossForecaster:
         evidence, units = self._evidence(self.curve)
         points = _path_steps(float(bins.steps[0]), horizon)
         outlook = bank.predict(evidence, points, self._lessons(bank))
-        edges = self._edges(outlook, self._ended(outlook.end, bins, units, evidence.noise))
+        edges = self._edges(outlook, self._ended(outlook.end, bins, units, evidence.noise), bank.plan)
         path = _over_observed([units.outward(edge) for edge in edges], points, bins, float(evidence.steps[0]))
-        return self._told(points, path, outlook.laws)
+        return self._told(points, path, outlook)
 
     def lesson(self) -> Lesson | None:
         """What this run says about the laws, for a later run that takes it as a reference."""
@@ -179,18 +179,18 @@ class LossForecaster:
         variance += noise**2 / observations + (0.1 * self.prior.floor) ** 2
         return Mixture(mixture.weights, mean, variance)
 
-    def _edges(self, outlook: Outlook, end: Mixture) -> list[Floats]:
+    def _edges(self, outlook: Outlook, end: Mixture, plan: Plan) -> list[Floats]:
         """(value, low, high) along the path: the mixture's quantiles at the end, their shape before it."""
         tail = 0.5 * (1.0 - self.level)
         edges = quantiles(end.weights, end.mean, np.sqrt(end.variance), (0.5, tail, 1.0 - tail))
         seen = float(self.curve.last_step or 0) / self.horizon
-        shares, factors = np.array(self.prior.calibration).T
-        edges[1:] = edges[0] + float(np.interp(seen, shares, factors)) * (edges[1:] - edges[0])
+        factor = self.prior.widening(seen, plan.fall_to_come(seen), outlook.kinds)
+        edges[1:] = edges[0] + factor * (edges[1:] - edges[0])
         before = outlook.spread / max(float(outlook.spread[-1]), 1e-12)
         path = outlook.path + (edges[:, None] - outlook.path[-1]) * before
         return [np.concatenate((row[:-2], row[-1:])) for row in path]
 
-    def _told(self, points: Floats, path: list[Floats], laws: dict[str, float]) -> Forecast:
+    def _told(self, points: Floats, path: list[Floats], outlook: Outlook) -> Forecast:
         middle = path[0]
         room = 1e-9 * np.abs(middle) + 1e-300  # never an empty interval, whatever the units
         value, low, high = middle, np.minimum(path[1], middle - room), np.maximum(path[2], middle + room)
@@ -201,17 +201,19 @@ class LossForecaster:
             level=self.level,
             step=step,
             horizon=self.horizon,
-            status=self._status(step),
+            status=self._status(step, outlook.kinds),
             path_steps=tuple(points.tolist()),
             path_value=tuple(value.tolist()),
             path_low=tuple(low.tolist()),
             path_high=tuple(high.tolist()),
-            weights=laws,
+            weights=outlook.laws,
         )
 
-    def _status(self, step: float) -> Status:
+    def _status(self, step: float, kinds: Mapping[str, float]) -> Status:
         if step > self.schedule.horizon:
             return Status.PAST_HORIZON
+        if kinds.get("other", 0.0) > 0.5:
+            return Status.UNFAMILIAR
         return Status.EARLY if step < 0.1 * self.horizon else Status.OK
 
 

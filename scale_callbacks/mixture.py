@@ -44,12 +44,14 @@ class Outlook:
         path: mean at each point of the path and, last, at the end.
         spread: standard deviation there.
         laws: posterior weight of each law.
+        kinds: posterior probability of each kind of run.
     """
 
     end: Mixture
     path: Floats
     spread: Floats
     laws: dict[str, float]
+    kinds: dict[str, float]
 
 
 def gathered(weights: Floats, mean: Floats, variance: Floats, cells: int) -> Mixture:

@@ -10,6 +10,8 @@ from functools import cache
 from importlib.resources import files
 from typing import Any, Self
 
+import numpy as np
+
 Pair = tuple[float, float]
 
 
@@ -27,6 +29,7 @@ class Regime:
         speed: mean and sd of log(multi-power's C).
         horizon: mean and sd of log(planned steps): where such runs are found.
         noise: mean and sd of log(sd of one observation over the loss).
+        widening: factor on the interval's half-widths of such runs.
     """
 
     name: str
@@ -38,6 +41,7 @@ class Regime:
     speed: Pair
     horizon: Pair
     noise: Pair
+    widening: float = 1.0
 
     def weigh(self, horizon: float, noise: float) -> float:
         """Probability of the kind, up to a factor, for a plan's length and a curve's noise.
@@ -83,7 +87,8 @@ class Prior:
         floor: sd of a bin's mean that no number of observations undercuts, share of the loss.
         skip: (share of the plan, share of what was seen, warm-ups) left out at the start.
         trust: weight of a reference run's evidence, and of the train loss's for a validation loss.
-        calibration: factors on the interval's half-widths, by share of the plan seen.
+        calibration: (share of the plan seen, factor on the interval's half-widths with no fall of the rate to
+            come, factor with all of it to come), shares increasing.
     """
 
     name: str
@@ -114,7 +119,21 @@ class Prior:
     floor: float
     skip: tuple[float, float, float]
     trust: Pair
-    calibration: tuple[Pair, ...]
+    calibration: tuple[tuple[float, float, float], ...]
+
+    def widening(self, seen: float, to_come: float, kinds: Mapping[str, float]) -> float:
+        """Factor on the interval's half-widths.
+
+        Args:
+            seen: share of the plan seen.
+            to_come: how far the rate still falls, over its peak.
+            kinds: posterior probability of each kind of run.
+        """
+        shares, settled, open_ = zip(*self.calibration, strict=True)
+        part = min(max(2.0 * to_come - 0.2, 0.0), 1.0)
+        logs = np.log(settled) * (1.0 - part) + np.log(open_) * part
+        kind = sum(kinds.get(regime.name, 0.0) * math.log(regime.widening) for regime in self.regimes)
+        return float(np.exp(np.interp(seen, shares, logs) + kind))
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Self:

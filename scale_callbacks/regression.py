@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -103,6 +105,24 @@ class Tables:
         )
 
 
+class _Ahead(NamedTuple):
+    """The features at the points to forecast, less what the residuals so far already tell.
+
+    Attributes:
+        level: (points) of F.
+        decay: (decays, points).
+        drop: (drops, points).
+        mean: (points) what the residuals alone tell.
+        walk: (points) variance of the random walk that they leave.
+    """
+
+    level: Floats
+    decay: Floats
+    drop: Floats
+    mean: Floats
+    walk: Floats
+
+
 class Regression:
     """Conjugate regression of all members under one variance of the random walk.
 
@@ -117,21 +137,30 @@ class Regression:
         noise = evidence.variance * evidence.values**2 * tables.fade
         walk = wander * np.minimum(tables.walk[:, None], tables.walk)
         root = np.linalg.cholesky(walk + np.diag(noise))
-        ahead = wander * np.minimum(tables.walk[:, None], tables.walk_at)
-        columns = (np.ones((len(noise), 1)), tables.decay.T, tables.drop.T, evidence.values[:, None], ahead)
+        columns = (np.ones((len(noise), 1)), tables.decay.T, tables.drop.T, evidence.values[:, None])
         white = np.linalg.solve(root, np.concatenate(columns, axis=1))
-        n_decay, n_drop = len(tables.decay), len(tables.drop)
-        cuts = np.cumsum([1, n_decay, n_drop, 1])
-        one, decay, drop, y, self._ahead = np.split(white, cuts, axis=1)
-        self._walk_var = wander * tables.walk_at - np.einsum("ij,ij->j", self._ahead, self._ahead)
-        self._eliminate_level(one[:, 0], decay, drop, y[:, 0])
+        one, decay, drop, y = np.split(white, np.cumsum([1, len(tables.decay), len(tables.drop)]), axis=1)
+        self._root, self._tables, self._wander = root, tables, wander
+        self._white = one[:, 0], decay, drop, y[:, 0]
+        self._eliminate_level(*self._white)
         self._const = -0.5 * float(y[:, 0] @ y[:, 0]) - float(np.log(np.diag(root)).sum())
         self._const += 0.5 * self._h0**2 / self._d0 - 0.5 * float(np.log(self._d0))
         self._add_priors(grid, tables)
-        ahead_t = self._ahead.T
-        self._at = (1.0 - ahead_t @ one[:, 0], tables.decay_at - (ahead_t @ decay).T)
-        self._drop_at = tables.drop_at - (ahead_t @ drop).T
-        self._base = ahead_t @ y[:, 0]
+
+    @cached_property
+    def _ahead(self) -> _Ahead:
+        """What the residuals so far say about the points to forecast; only a walk that matters is asked."""
+        tables, (one, decay, drop, y) = self._tables, self._white
+        shared = self._wander * np.minimum(tables.walk[:, None], tables.walk_at)
+        white = np.linalg.solve(self._root, shared)
+        back = white.T
+        return _Ahead(
+            1.0 - back @ one,
+            tables.decay_at - (back @ decay).T,
+            tables.drop_at - (back @ drop).T,
+            back @ y,
+            self._wander * tables.walk_at - np.einsum("ij,ij->j", white, white),
+        )
 
     def _eliminate_level(self, one: Floats, decay: Floats, drop: Floats, y: Floats) -> None:
         precision = LEVEL_SD**-2
@@ -155,18 +184,19 @@ class Regression:
         self._log1 = 0.5 * (self._h1**2 / self._d1 - np.log(self._d1 / p1) - p1 * slope**2)
         self._log2 = 0.5 * (np.log(p2) - p2 * fall**2)
 
-    def evidence(self, rows: Indices, drops: Indices) -> Floats:
+    def evidence(self, rows: Indices, drops: Indices, depths: slice = slice(None)) -> Floats:
         """(rows, drops, depths): log marginal likelihood; a negative coefficient is forbidden.
 
         Args:
             rows: members of the decay, as flat indices into (decays, slopes).
             drops: drop shapes.
+            depths: which of their depths.
         """
         j, d1, h1 = rows // self._d1.shape[1], self._d1.ravel()[rows], self._h1.ravel()[rows]
         cross = self._a12[j][:, drops]
         ratio = cross / d1[:, None]
-        h2 = self._h2[drops] - (ratio * h1[:, None])[..., None]
-        d2 = self._d2[drops] - (ratio * cross)[..., None]
+        h2 = self._h2[drops, depths] - (ratio * h1[:, None])[..., None]
+        d2 = self._d2[drops, depths] - (ratio * cross)[..., None]
         fall = h2 / d2
         forbidden = fall < 0.0
         forbidden |= ratio[..., None] * fall > (h1 / d1)[:, None, None]
@@ -174,7 +204,7 @@ class Regression:
         h2 -= np.log(d2)
         h2 *= 0.5
         h2 += self._log1.ravel()[rows, None, None] + self._const
-        h2 += self._log2[drops]
+        h2 += self._log2[drops, depths]
         h2[forbidden] -= _FORBIDDEN
         return np.asarray(h2, dtype=np.float64)
 
@@ -197,12 +227,13 @@ class Regression:
         fall = (self._h2[k, m] - cross / d1 * h1) / d2
         slope = (h1 - cross * fall) / d1
         level = self._h0 / self._d0 - self._l1[j] * slope - self._l2[k] * fall
-        f0, f1, f2 = self._at[0][points], self._at[1][j, points], self._drop_at[k, points]
-        mean = self._base[points] + f0 * level[:, None] + f1 * slope[:, None] + f2 * fall[:, None]
+        ahead = self._ahead
+        f0, f1, f2 = ahead.level[points], ahead.decay[j, points], ahead.drop[k, points]
+        mean = ahead.mean[points] + f0 * level[:, None] + f1 * slope[:, None] + f2 * fall[:, None]
         f2 = f2 - f0 * self._l2[k, None]
         f1 = f1 - f0 * self._l1[j, None]
         f2 = f2 - f1 * (cross / d1)[:, None]
-        variance = f0**2 / self._d0 + f1**2 / d1[:, None] + f2**2 / d2[:, None] + self._walk_var[points]
+        variance = f0**2 / self._d0 + f1**2 / d1[:, None] + f2**2 / d2[:, None] + ahead.walk[points]
         return mean, np.maximum(variance, 0.0)
 
 

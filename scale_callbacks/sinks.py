@@ -157,26 +157,27 @@ class ConsoleSink:
             raise ValueError(f"parts={parts} must be 1 or more")
         self.console = console
         self.parts = parts
-        self._printed = 0
+        self._part = 0
+        self._said: Forecast | None = None
 
     def write(self, record: Record, summary: Summary) -> None:
         """Print the forecast when its part of the plan is new, and always a decision to stop."""
         part = record.step * self.parts // summary.horizon
-        if record.forecast is not None and (part != self._printed or record.decision.stop):
-            self._printed = part
+        if record.forecast is not None and (part != self._part or record.decision.stop):
+            self._part, self._said = part, record.forecast
             self._say(sentence(record.name, record.forecast))
         if record.decision.stop:
             self._say(f"stop at step {record.step:,}: {record.decision.reason}")
 
     def close(self, summary: Summary) -> None:
         """Print how the run ended, and what went wrong on the way."""
-        if summary.forecast is not None:
+        if summary.forecast is not None and summary.forecast != self._said:
             self._say(sentence(summary.name, summary.forecast))
         for warning, count in summary.warnings.items():
             self._say(f"{count} x {warning}")
 
     def _say(self, text: str) -> None:
-        (self.console or Console()).print(text, markup=False, highlight=False)
+        (self.console or Console()).print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def sentence(name: str, forecast: Forecast) -> str:

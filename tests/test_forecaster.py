@@ -201,3 +201,65 @@ def test_extra_values_of_another_length_are_refused() -> None:
 
 def test_settings_are_plain_values() -> None:
     assert all(isinstance(v, str | float | int | bool) for v in LossForecaster(WSD).settings.values())
+
+
+TRAIN = losses(noise=0.05, seed=3) + 0.1
+
+
+def test_the_train_loss_sharpens_the_forecast_of_a_validation_loss() -> None:
+    plan = Schedule.constant(1e-3, T, warmup=20)
+    truth = losses(plan, noise=0.0)
+    rows = np.arange(99, 600, 50)
+    alone, both = LossForecaster(plan), LossForecaster(plan)
+    train = truth + 0.01 * np.random.default_rng(1).standard_normal(T)
+    noisy = truth + 0.02 * np.random.default_rng(2).standard_normal(T)
+    alone.observe(STEPS[rows], noisy[rows])
+    both.observe(
+        STEPS[:600],
+        np.where(np.isin(STEPS, STEPS[rows]), noisy, np.nan)[:600],
+        extra={"train_loss": train[:600]},
+    )
+    wide, narrow = alone.forecast(), both.forecast()
+    assert wide.value != narrow.value
+    assert narrow.high - narrow.low < wide.high - wide.low
+    assert narrow.low < truth[-20:].mean() < narrow.high
+
+
+def test_a_train_loss_survives_a_restart() -> None:
+    saved = LossForecaster(WSD)
+    saved.observe(STEPS[:500], losses()[:500], extra={"train_loss": TRAIN[:500]})
+    restored = LossForecaster(WSD)
+    restored.load_state_dict(json.loads(json.dumps(saved.state_dict(), allow_nan=False)))
+    assert restored.forecast() == saved.forecast()
+
+
+def test_earlier_runs_of_the_same_set_up_narrow_the_forecast() -> None:
+    truth = losses(noise=0.0)[-20:].mean()
+    plain, taught = fed(0.3).forecast(), fed(0.3, references=[fed(1.0, losses(seed=9))]).forecast()
+    assert taught.high - taught.low < plain.high - plain.low
+    assert taught.low < truth < taught.high
+
+
+def test_a_reference_may_have_had_another_kind_of_plan() -> None:
+    constant = Schedule.constant(1e-3, T)
+    reference = fed(1.0, losses(constant), schedule=constant)
+    assert sound(fed(0.3, references=[reference]).forecast())
+    assert sound(fed(0.3, losses(constant), schedule=constant, references=[fed(1.0)]).forecast())
+
+
+def test_a_reference_that_saw_too_little_teaches_nothing() -> None:
+    assert fed(0.3, references=[LossForecaster(WSD)]).forecast() == fed(0.3).forecast()
+
+
+@pytest.mark.parametrize("epochs", [2, 5, 24])
+def test_falls_at_epoch_borders_are_foreseen_when_they_are_told(epochs: int) -> None:
+    length = T / epochs
+    values = 2.0 * 0.85 ** np.floor((STEPS - 1) / length) + 0.5 * np.exp(-STEPS / 30.0)
+    values *= np.exp(0.05 * np.random.default_rng(0).standard_normal(T))
+    truth = values[-20:].mean()
+    until = 0.6 if epochs == 2 else 0.5
+    told = fed(until, values, Schedule.linear(1e-4, T), steps_per_epoch=length).forecast()
+    untold = fed(until, values, Schedule.linear(1e-4, T)).forecast()
+    assert told.low < truth < told.high
+    assert epochs == 2 or abs(told.value - truth) < abs(untold.value - truth)
+    assert told.weights["epochs"] > 0.5

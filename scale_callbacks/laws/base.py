@@ -51,6 +51,11 @@ class Plan:
     warmup: float
     peak: float
 
+    def fall_to_come(self, time: float) -> float:
+        """How far the rate still falls after a share of the plan, over its peak: no curve can tell it yet."""
+        before, after, _, start = self.falls.T
+        return float(np.maximum(before - after, 0.0)[start > time].sum())
+
 
 @dataclass(frozen=True)
 class Shapes:

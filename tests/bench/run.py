@@ -6,6 +6,7 @@ shared: figures are medians, and ratios are taken within one run.
 
 import importlib.util
 import json
+import os
 import platform
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch: see examples/pretrain_gpt.py
 HERE = Path(__file__).parent
 OUT = Path("runs/bench")
 

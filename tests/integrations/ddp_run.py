@@ -9,11 +9,8 @@ import lightning.pytorch as pl
 import torch
 
 from scale_callbacks import MemorySink, monitor
-from scale_callbacks.integrations import _watch, lightning
+from scale_callbacks.integrations import _trainer, lightning
 from tests.integrations.lightning_runs import Net, Recording, Silent, Validated, data
-
-lightning.Monitor = Recording
-monitor.LINEAR, monitor.RATIO = 1 / 4, 2.0
 
 
 class RankZeroOnly(Silent):
@@ -38,7 +35,7 @@ class OneRankFails(pl.Callback):
             def broken(outputs: Any) -> None:
                 raise ZeroDivisionError("rank 1")
 
-            callback._watch._take = broken
+            callback._watch._tap.take = broken
 
 
 CASES: dict[str, tuple[type[Net], str, tuple[pl.Callback, ...]]] = {
@@ -90,7 +87,9 @@ def run(name: str, strategy: Any) -> dict[str, Any]:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
+    lightning.Monitor = Recording
+    monitor.LINEAR, monitor.RATIO = 1 / 4, 2.0  # fewer forecasts
     rank, out = sys.argv[1], Path(sys.argv[2])
-    _watch.FEWEST_READS = 20  # 60 steps: windows of 3
+    _trainer.FEWEST_READS = 20  # 60 steps: windows of 3
     results = {name: run(name, "ddp") for name in CASES}
     out.joinpath(f"rank{rank}.json").write_text(json.dumps(results))

@@ -22,7 +22,7 @@ from lightning.pytorch.loggers import CSVLogger
 
 import scale_callbacks
 from scale_callbacks import LossForecaster, MemorySink, Schedule
-from scale_callbacks.integrations import _trainer, _watch
+from scale_callbacks.integrations import _source, _trainer
 from scale_callbacks.integrations.lightning import LossForecast
 from tests.integrations.lightning_runs import QUIET, Net, Recording, Silent, Validated, data, trainer
 
@@ -116,7 +116,7 @@ def test_each_step_is_observed_in_a_short_run() -> None:
 def test_longer_run_is_observed_by_window_means_that_end_with_the_plan(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(_watch, "FEWEST_READS", 8)
+    monkeypatch.setattr(_trainer, "FEWEST_READS", 8)
     callback, net = LossForecast(), Net()
     trainer(callback, max_steps=60).fit(net, data())
     assert [(step, span) for step, _, span, _ in told(callback)] == [
@@ -143,7 +143,7 @@ def test_longer_run_is_observed_by_window_means_that_end_with_the_plan(
 def test_reads_are_at_most_a_thousand_and_as_often_as_the_trainer_logs(
     horizon: int, log_every: int, every: int
 ) -> None:
-    assert _watch.window_length(horizon, log_every) == every
+    assert _trainer.window_length(horizon, log_every) == every
     assert horizon / every <= 1000
 
 
@@ -350,18 +350,17 @@ def test_given_schedule_is_the_plan() -> None:
     assert callback._watch.monitor.forecaster.schedule is schedule  # type: ignore[union-attr]
 
 
-@pytest.mark.parametrize("accumulate", [1, 3])
 @pytest.mark.parametrize(
-    "config",
+    ("config", "accumulate"),
     [
-        {"interval": "step"},
-        {"interval": "epoch"},
-        {"interval": "epoch", "frequency": 2},
-        {"interval": "step", "frequency": 5},
-        {"interval": "step", "frequency": 6},
-        {"interval": "step", "frequency": 50},
+        ({"interval": "step"}, 1),
+        ({"interval": "step"}, 3),
+        ({"interval": "epoch"}, 1),
+        ({"interval": "epoch", "frequency": 2}, 3),
+        ({"interval": "step", "frequency": 5}, 1),
+        ({"interval": "step", "frequency": 6}, 3),
+        ({"interval": "step", "frequency": 50}, 1),
     ],
-    ids=str,
 )
 def test_plan_is_what_lightning_applies(config: dict[str, Any], accumulate: int) -> None:
     class Scheduled(Net):
@@ -504,13 +503,18 @@ def same_whatever_the_order(module: type[Net]) -> Net:
 
 
 @pytest.mark.parametrize(
-    ("module", "monitor"), [(Net, "train_loss"), (Silent, "train_loss"), (Validated, "val_loss")]
+    ("module", "monitor", "stop"),
+    [
+        (Net, "train_loss", 57),
+        (Net, "train_loss", 73),
+        (Silent, "train_loss", 57),
+        (Validated, "val_loss", 57),
+    ],
 )
-@pytest.mark.parametrize("stop", [57, 73])
 def test_resumed_run_forecasts_bit_for_bit_the_same(
     module: type[Net], monitor: str, stop: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_watch, "FEWEST_READS", 40)  # windows of 5 steps: checkpoints fall inside them
+    monkeypatch.setattr(_trainer, "FEWEST_READS", 40)  # windows of 5 steps: checkpoints fall inside them
 
     def fit(*callbacks: pl.Callback, ckpt: str | None = None) -> None:
         saver = ModelCheckpoint(tmp_path, every_n_train_steps=9, save_top_k=-1, filename="{step}")
@@ -650,7 +654,15 @@ def test_fault_in_the_forecaster_does_not_reach_the_training(monkeypatch: pytest
 
 
 @pytest.mark.parametrize(
-    "where", ["_of_log", "_exchange", "_observe", "_publish", "_guess_at_first_batch", "_due"]
+    "where",
+    [
+        "_source.Tap._of_log",
+        "_source.Tap.guess_at_first_batch",
+        "_watch.Watch._exchange",
+        "_watch.Watch._observe",
+        "_watch.Watch._publish",
+        "_watch.Watch._due",
+    ],
 )
 def test_fault_of_our_own_is_said_once_and_switches_us_off(
     where: str, monkeypatch: pytest.MonkeyPatch, caplog: Any
@@ -658,7 +670,7 @@ def test_fault_of_our_own_is_said_once_and_switches_us_off(
     def broken(*args: Any, **kwargs: Any) -> None:
         raise ZeroDivisionError("ours")
 
-    monkeypatch.setattr(_watch.Watch, where, broken)
+    monkeypatch.setattr(f"scale_callbacks.integrations.{where}", broken)
     fit = trainer(LossForecast())
     fit.fit(Net(), data())
     assert fit.global_step == 60
@@ -686,7 +698,7 @@ def test_logger_that_fails_is_counted(monkeypatch: pytest.MonkeyPatch, tmp_path:
 def test_lightning_that_hides_its_results_is_read_by_its_public_metrics(
     module: type[Net], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_trainer, "train_metrics", lambda trainer: None)
+    monkeypatch.setattr(_source, "train_metrics", lambda trainer: None)
     callback, net = LossForecast(), module()
     trainer(callback).fit(net, data())
     np.testing.assert_allclose([value for _, value, _, _ in told(callback)], net.losses, rtol=1e-6)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from scale_callbacks.integrations import _watch
+from scale_callbacks.integrations import _trainer
 from scale_callbacks.integrations.lightning import LossForecast
 from tests.integrations.lightning_runs import QUIET, Net, Silent, Validated, data, trainer
 
@@ -73,8 +73,8 @@ def test_the_count_sees_a_read(read: Any, monkeypatch: pytest.MonkeyPatch) -> No
 def test_only_steps_on_which_something_is_due_are_read(
     module: type[Net], monitor: str, due: set[int], accumulate: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_watch, "FEWEST_READS", 3)  # windows of 80 steps: longer than the slots on the device
-    monkeypatch.setattr(_watch, "MOST_READS", 3)
+    monkeypatch.setattr(_trainer, "FEWEST_READS", 3)  # windows of 80 steps: more than slots
+    monkeypatch.setattr(_trainer, "MOST_READS", 3)
     seen: dict[int, int] = {}
 
     class Counted(LossForecast):

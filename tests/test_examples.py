@@ -1,0 +1,113 @@
+"""The examples run as a newcomer runs them, only shorter."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory):
+    """What a short run of the demo leaves, and what it says."""
+    out = tmp_path_factory.mktemp("demo")
+    run = subprocess.run(
+        [sys.executable, "examples/pretrain_gpt.py", "--steps", "60", "--threads", "1", "--out", str(out)],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert run.returncode == 0, run.stderr
+    return out, run.stdout, run.stderr
+
+
+def test_demo_says_the_forecasts_and_the_final_loss(demo):
+    _, said, _ = demo
+    final = float(re.search(r"It became (\d\.\d+)", said)[1])
+    rows = re.findall(
+        r"(\d0)% │ +(\d+) │ +(\d\.\d+) │ (\d\.\d+) to (\d\.\d+) │ +([+-]\d+\.\d)% │ +(yes|no)", said
+    )
+    assert [int(row[0]) for row in rows][-5:] == [50, 60, 70, 80, 90]
+    for percent, step, value, low, high, error, held in rows:
+        assert int(step) <= int(percent) * 60 / 100
+        assert float(error) == pytest.approx(100 * (float(value) / final - 1), abs=0.1)
+        assert (float(low) <= final <= float(high)) == (held == "yes")
+
+
+def test_demo_learns(demo):
+    _, said, _ = demo
+    assert float(re.search(r"It became (\d\.\d+)", said)[1]) < 3.5  # 5.5 is a guess
+
+
+def test_demo_leaves_a_picture_and_an_mlflow_run_at_the_page_it_names(demo):
+    from mlflow import MlflowClient
+
+    out, said, _ = demo
+    assert (out / "forecast.png").read_bytes().startswith(b"\x89PNG")
+    experiment, run_id = re.search(r"experiments/(\d+)/runs/(\w+)/model-metrics", said).groups()
+    client = MlflowClient(re.search(r"--backend-store-uri (\S+)", said)[1])
+    run = client.get_run(run_id)
+    assert run.info.experiment_id == experiment
+    assert run.info.status == "FINISHED"
+    assert {"train_loss", "val_loss", "forecast/train_loss", "forecast/train_loss_low"} <= set(
+        run.data.metrics
+    )
+    assert "forecast.png" in {file.path for file in client.list_artifacts(run_id)}
+
+
+def test_demo_keeps_other_packages_quiet(demo):
+    _, said, complained = demo
+    assert complained == ""
+    assert "INFO" not in said
+
+
+def test_text_is_split_by_file_the_same_way_each_time(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "examples"))
+    import pretrain_gpt
+
+    train, held_out = pretrain_gpt.library_text()
+    again = pretrain_gpt.library_text()
+    assert 0.03 < len(held_out) / len(train) < 0.3
+    assert train.equal(again[0])
+    assert held_out.equal(again[1])
+
+
+def test_schedule_warms_up_stays_and_cools_down_to_almost_nothing(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "examples"))
+    from pretrain_gpt import wsd
+
+    rates = [wsd(step, 1000) for step in range(1000)]
+    assert rates[0] == pytest.approx(1 / 40)
+    assert rates[39:800] == pytest.approx([1.0] * 761)
+    assert rates[999] == pytest.approx(1 / 200)
+    assert wsd(1000, 1000) == 0.0
+
+
+@pytest.mark.slow
+def test_small_curves_are_written_as_the_backtest_reads_them(tmp_path):
+    from scale_callbacks.runs import read_runs
+
+    subprocess.run(
+        [
+            sys.executable,
+            "examples/make_small_curves.py",
+            str(tmp_path),
+            "--minutes",
+            "0.001",
+            "--first",
+            "2",
+        ],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        check=True,
+        timeout=600,
+    )
+    (run,) = read_runs([tmp_path])
+    assert run.final < 4.0
+    assert len(run.steps) == run.schedule.horizon == 480

@@ -1,0 +1,41 @@
+import json
+
+import numpy as np
+import pytest
+
+from scale_callbacks.prior import load_prior
+
+NAMES = ("population", "start")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_prior_survives_plain_data(name: str) -> None:
+    prior = load_prior(name)
+    assert type(prior).from_dict(json.loads(json.dumps(prior.to_dict()))) == prior
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_constant_of_a_prior_makes_sense(name: str) -> None:
+    prior = load_prior(name)
+    for grid in (prior.exponents, prior.offsets, prior.slopes, prior.drops, prior.speeds, prior.wander):
+        assert np.all(np.diff(grid) > 0)
+    assert len(prior.drops) == len(prior.border_drops)
+    assert len(prior.wander) == len(prior.wander_weights)
+    assert all(regime.weight > 0 and abs(regime.tie) < 1 for regime in prior.regimes)
+    assert all(sd > 0 for regime in prior.regimes for _, sd in (regime.exponent, regime.slope, regime.drop))
+
+
+def test_kinds_of_runs_are_told_by_length_and_noise_but_never_ruled_out() -> None:
+    long, short = load_prior().regimes[:2]
+    assert short.weigh(1500, 0.08) / long.weigh(1500, 0.08) > 10 * short.weigh(50_000, 0.001) / long.weigh(
+        50_000, 0.001
+    )
+    assert short.weigh(1e9, 1e-9) > 0
+
+
+def test_widening_runs_between_its_table_entries() -> None:
+    prior = load_prior().with_(calibration=((0.1, 1.0, 2.0), (0.9, 1.5, 1.0)))
+    assert prior.widening(0.0, 0.0, {}) == 1.0
+    assert prior.widening(0.1, 1.0, {}) == pytest.approx(2.0)
+    assert prior.widening(1.0, 0.0, {}) == pytest.approx(1.5)
+    assert 1.0 < prior.widening(0.5, 0.5, {}) < 2.0
