@@ -1,13 +1,13 @@
 """Lightning: stops RL post-training when the reward has saturated."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import lightning.pytorch as pl
 from lightning.pytorch.utilities import rank_zero_info
 
-from scale_callbacks.integrations._trainer import Source
+from scale_callbacks.integrations._source import Source
 from scale_callbacks.integrations._watch import Mean, Watch
 from scale_callbacks.integrations.lightning import LossForecast
 from scale_callbacks.monitor import Monitor, forecast_steps
@@ -133,12 +133,8 @@ class _RewardWatch(Watch):
         self._read = (time.perf_counter(), -1)
         super().__init__(*args, **options)
 
-    def _guess_at_first_batch(self, outputs: Any) -> Source:
-        guess = super()._guess_at_first_batch(outputs)
-        return Source.UNKNOWN if guess is Source.OUTPUT else guess
-
-    def _guess_at_epoch_end(self, *, last: bool) -> Source:
-        guess = super()._guess_at_epoch_end(last=last)
+    def _guess(self, look: Callable[[], Source]) -> Source:
+        guess = super()._guess(look)
         return Source.UNKNOWN if guess is Source.OUTPUT else guess
 
     def _observe(

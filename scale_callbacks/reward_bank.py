@@ -12,6 +12,7 @@ to nothing, and repeated looks need no memory.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -95,6 +96,10 @@ class Looks:
 
     def gain(self) -> tuple[Floats, Floats]:
         """(mean, sd) of the gain so far at each look."""
+        return self._gain
+
+    @cached_property
+    def _gain(self) -> tuple[Floats, Floats]:
         return _moments(self.weights, self.past, self.past_var)
 
     def exceeds(self, threshold: Floats) -> Floats:
