@@ -22,7 +22,7 @@ from scale_callbacks.schedule import Schedule
 Floats = NDArray[np.float64]
 
 FEWEST = 8  # observations before a forecast is made
-_PATH = 48  # points of the path
+_PATH = 32  # points of the path
 
 
 class LossForecaster:
