@@ -11,7 +11,10 @@ from scale_callbacks.stopping import Decision, Rule
 if TYPE_CHECKING:
     from scale_callbacks.integrations.lightning import LossForecast as LossForecast
     from scale_callbacks.integrations.mlflow import MlflowSink as MlflowSink
+    from scale_callbacks.integrations.saturation import SaturationStopping as SaturationStopping
     from scale_callbacks.monitor import Monitor as Monitor
+    from scale_callbacks.reward import RewardForecaster as RewardForecaster
+    from scale_callbacks.saturation import SaturationRule as SaturationRule
     from scale_callbacks.sinks import ConsoleSink as ConsoleSink
     from scale_callbacks.sinks import JsonlSink as JsonlSink
     from scale_callbacks.sinks import MemorySink as MemorySink
@@ -27,6 +30,9 @@ _LAZY = {
     "MemorySink": "scale_callbacks.sinks",
     "MlflowSink": "scale_callbacks.integrations.mlflow",
     "Monitor": "scale_callbacks.monitor",
+    "RewardForecaster": "scale_callbacks.reward",
+    "SaturationRule": "scale_callbacks.saturation",
+    "SaturationStopping": "scale_callbacks.integrations.saturation",
     "Sink": "scale_callbacks.sinks",
 }
 

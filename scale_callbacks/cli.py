@@ -25,16 +25,29 @@ def main() -> None:
 @app.command()
 def backtest(
     paths: Annotated[
-        list[Path], typer.Argument(help="Folders with a runs.jsonl, folders of CSV files, or CSV files.")
-    ],
+        list[Path] | None,
+        typer.Argument(help="Folders with a runs.jsonl, folders of CSV files, or CSV files."),
+    ] = None,
+    reward: Annotated[
+        Path | None,
+        typer.Option(help="Folder (runs.jsonl) or .npz of reward curves: replays SaturationRule."),
+    ] = None,
+    simulated: Annotated[
+        int, typer.Option(help="With --reward: also so many simulated curves of known truth.")
+    ] = 0,
     out: Annotated[Path | None, typer.Option(help="Folder for backtest.json and the pictures.")] = None,
     level: Annotated[float, typer.Option(help="Level of the intervals.")] = 0.9,
     peers: Annotated[bool, typer.Option(help="Fit today's methods beside.")] = True,
     pictures: Annotated[bool, typer.Option(help="Draw each run's forecasts over time (needs --out).")] = True,
     workers: Annotated[int, typer.Option(help="Processes.")] = os.cpu_count() or 1,
 ) -> None:
-    """Replay finished runs as if they were live, and score the forecasts."""
+    """Replay finished runs as if they were live, and score the forecasts, or with --reward the stops."""
     console = Console()
+    if reward is not None:
+        _backtest_rewards(console, reward, out, simulated)
+        return
+    if not paths:
+        raise typer.BadParameter("give runs to replay, or --reward DIR")
     try:
         runs = [run for run in read_runs(paths) if run.scored]
     except (OSError, ValueError) as fault:
@@ -66,6 +79,33 @@ def backtest(
             for page in draw_contact_sheets(replayed, out):
                 console.print(f"wrote {page}")
         console.print(f"wrote {out / 'backtest.json'}")
+
+
+def _backtest_rewards(console: Console, folder: Path, out: Path | None, simulated: int) -> None:
+    from scale_callbacks import reward_backtest as rb
+    from scale_callbacks import reward_runs as rr
+    from scale_callbacks.reward_sheet import draw_sheet, score_table
+    from scale_callbacks.saturation import SaturationRule
+    from scale_callbacks.simulate import simulate
+
+    try:
+        runs = rr.read_reward_runs(folder)
+    except (OSError, ValueError, KeyError) as fault:
+        raise typer.BadParameter(str(fault)) from fault
+    sets = {"runs": runs, "runs without their learning rate": runs, "runs cut short": rr.cut_short(runs)}
+    if simulated > 0:
+        sets["simulated"] = [rr.as_run(curve) for curve in simulate(simulated)]
+    result = {}
+    for name, some in sets.items():
+        stops = rb.replay(some, SaturationRule(), scheduled=name == "runs")
+        result[name] = rb.as_json(stops) | {"coverage": rb.coverage(some, scheduled=name == "runs")}
+        console.print(score_table(name, result[name]["scores"]))
+        if out is not None:
+            out.mkdir(parents=True, exist_ok=True)
+            console.print(f"wrote {draw_sheet(some, stops, out / f'{name.replace(chr(32), chr(95))}.png')}")
+    if out is not None:
+        (out / "reward.json").write_text(json.dumps(result, indent=1))
+        console.print(f"wrote {out / 'reward.json'}")
 
 
 def _table(group: str, shares: dict[str, dict], level: float) -> Table:  # type: ignore[type-arg]
