@@ -12,7 +12,7 @@ from scale_callbacks.curve import Bins
 
 Floats = NDArray[np.float64]
 
-MOST = 96  # bins handed to the bank: more change no forecast
+MOST = 64  # bins handed to the bank: more make no forecast better
 LAST = 0.01  # share of the plan whose mean loss is forecast
 _TINY = 1e-12
 

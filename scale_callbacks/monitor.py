@@ -20,7 +20,7 @@ _log = logging.getLogger("scale_callbacks")
 STATE_VERSION = 1
 FIRST = 0.01  # share of the plan at which the first forecast is due
 RATIO = 1.1  # geometric spacing at first: early on much changes
-LINEAR = 1 / 64  # then as often as this share of the plan
+LINEAR = 1 / 50  # then as often as this share of the plan
 
 
 class Forecaster(Protocol):
