@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from scale_callbacks.report import measured_final, save_forecast_png
+from scale_callbacks.report import save_forecast_png
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -55,8 +55,7 @@ def entry_of(record: Record, summary: Summary, prefix: str) -> Entry:
 
 def last_entry_of(summary: Summary, prefix: str) -> Entry:
     """Write down how the run ended: its state, and what was to be forecast where that is known."""
-    measured = measured_final(summary)
-    metrics = {} if measured is None else {f"{prefix}/measured": measured}
+    metrics = {} if summary.measured is None else {f"{prefix}/measured": summary.measured}
     return _entry(summary.last_step, metrics, summary, prefix)
 
 

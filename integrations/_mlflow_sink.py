@@ -29,6 +29,7 @@ _log = logging.getLogger("scale_callbacks")
 
 BACKLOG = 1000  # entries kept while the store does not answer: several runs' worth
 STUCK = 4.0  # seconds after which `close` no longer waits for a store that is not there
+TRIES, PAUSE = 10, 0.2  # of the last batch, and seconds between them: the store may be back before the end
 DRAWING = 0.004  # share of the run's time that the figures before the last may take
 FIRST_DRAWING = 1.0  # seconds expected of the first one, matplotlib's import included
 
@@ -197,20 +198,22 @@ class MlflowSink:
         if not opened or summary is None:
             return
         self._attempt("the settings were not logged", lambda: self._writer.send_settings(summary))
-        self._attempt("forecasts were not logged", lambda: self._send_pending(summary if closing else None))
+        for again in range(TRIES if closing else 1):
+            time.sleep(PAUSE if again else 0.0)
+            if self._attempt("forecasts were not logged", lambda: self._send_pending(summary, last=closing)):
+                break
         if closing or self._figure_due(summary):
             self._attempt("the figure was not logged", lambda: self._draw(summary))
         if closing and self._ends_run:
             self._attempt("the run was not ended", lambda: self._writer.end(self.outcome or "FINISHED"))
 
-    def _send_pending(self, last: Summary | None) -> None:
+    def _send_pending(self, summary: Summary, *, last: bool) -> None:
         entries = list(self._pending)
-        self._writer.send(entries + ([] if last is None else [last_entry_of(last, self._prefix)]))
+        self._writer.send(entries + ([last_entry_of(summary, self._prefix)] if last else []))
         with self._changed:
             for entry in entries:
-                if (
-                    self._pending and self._pending[0] is entry
-                ):  # else dropped meanwhile, the queue being full
+                # Else it was dropped meanwhile, the queue being full.
+                if self._pending and self._pending[0] is entry:
                     self._pending.popleft()
 
     def _figure_due(self, summary: Summary) -> bool:

@@ -127,6 +127,17 @@ class Curve:
                 self.rewinds += 1
             self._add(step, value)
 
+    def mean_after(self, step: float) -> float | None:
+        """Mean of the values after a step, None where there are none.
+
+        Exact as far back as the last 1,024 observations reach; further back, by whole bins.
+        """
+        if len(self._ring) == self.n or (self._ring and self._ring[0][0] <= step):
+            values = [value for at, value in self._ring if at > step]
+            return sum(values) / len(values) if values else None
+        later = [(row[0], row[2]) for row in self._rows if row[0] and row[1] > step]
+        return sum(n * mean for n, mean in later) / sum(n for n, _ in later) if later else None
+
     def bins(self) -> Bins:
         """The occupied bins so far."""
         table = np.array([row for row in self._rows if row[0]], dtype=np.float64).reshape(-1, 5)

@@ -92,16 +92,5 @@ def gathered(bins: Bins, horizon: float) -> Bins:
     )
 
 
-def measured_end(bins: Bins, last_step: float, horizon: float) -> tuple[float, float]:
-    """(share, mean): how much of the last 1% of the plan was already measured, and its mean so far."""
-    start = (1.0 - LAST) * horizon
-    inside = bins.steps > start
-    if not inside.any():
-        return 0.0, 0.0
-    share = min((last_step - start) / (horizon - start), 1.0)
-    count = bins.count[inside]
-    return share, float(bins.mean[inside] @ count / count.sum())
-
-
 def _chosen(bins: Bins, kept: NDArray[np.bool_]) -> Bins:
     return Bins(bins.steps[kept], bins.mean[kept], bins.robust[kept], bins.spread[kept], bins.count[kept])

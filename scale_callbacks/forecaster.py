@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from scale_callbacks.bank import LawBank, Lesson
 from scale_callbacks.curve import Bins, Curve, as_floats
-from scale_callbacks.evidence import LAST, Units, measured_end, usable
+from scale_callbacks.evidence import LAST, Units, usable
 from scale_callbacks.forecast import Forecast, Status
 from scale_callbacks.laws.base import Plan, plan_of
 from scale_callbacks.mixture import Mixture, Outlook, quantiles
@@ -123,9 +123,15 @@ class LossForecaster:
         evidence, units = self._evidence(self.curve)
         points = _path_steps(float(bins.steps[0]), horizon)
         outlook = bank.predict(evidence, points, self._lessons(bank))
-        edges = self._edges(outlook, self._ended(outlook.end, bins, units, evidence.noise), bank.plan)
+        edges = self._edges(outlook, self._ended(outlook.end, units, evidence.noise), bank.plan)
         path = _over_observed([units.outward(edge) for edge in edges], points, bins, float(evidence.steps[0]))
         return self._told(points, path, outlook)
+
+    def measured(self) -> float | None:
+        """What was to be forecast, once the plan has ended: the mean loss over its last 1%."""
+        if float(self.curve.last_step or 0) <= (1.0 - LAST) * self.horizon:
+            return None
+        return self.curve.mean_after((1.0 - LAST) * self.horizon)
 
     def lesson(self) -> Lesson | None:
         """What this run says about the laws, for a later run that takes it as a reference."""
@@ -169,14 +175,17 @@ class LossForecaster:
             return self._bank
         return LawBank(plan_of(self.schedule, horizon), self.prior, self.steps_per_epoch)
 
-    def _ended(self, mixture: Mixture, bins: Bins, units: Units, noise: float) -> Mixture:
+    def _ended(self, mixture: Mixture, units: Units, noise: float) -> Mixture:
         """The mixture with what was measured of the last 1% put in, and the noise of its mean added."""
-        last = float(bins.steps[-1]) if self.curve.last_step is None else float(self.curve.last_step)
-        share, measured = measured_end(bins, last, self.horizon)
+        last, start = float(self.curve.last_step or 0), (1.0 - LAST) * self.horizon
+        measured = self.curve.mean_after(start)
+        mean, variance = mixture.mean, mixture.variance
+        if measured is not None:
+            share = min((last - start) / (self.horizon - start), 1.0)
+            mean = mean + share * (units.inward(np.array([measured])) - mean)
+            variance = (1.0 - share) ** 2 * variance
         observations = max(1.0, LAST * self.horizon * self.curve.n / max(last, 1.0))
-        mean = mixture.mean + share * (units.inward(np.array([measured])) - mixture.mean)
-        variance = (1.0 - share) ** 2 * mixture.variance
-        variance += noise**2 / observations + (0.1 * self.prior.floor) ** 2
+        variance = variance + noise**2 / observations + (0.1 * self.prior.floor) ** 2
         return Mixture(mixture.weights, mean, variance)
 
     def _edges(self, outlook: Outlook, end: Mixture, plan: Plan) -> list[Floats]:

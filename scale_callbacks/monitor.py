@@ -36,6 +36,7 @@ class Forecaster(Protocol):
     def settings(self) -> Mapping[str, Setting]: ...  # noqa: D102
     def observe(self, steps: Any, losses: Any, *, extra: Any = None) -> None: ...  # noqa: D102
     def forecast(self) -> Forecast | None: ...  # noqa: D102
+    def measured(self) -> float | None: ...  # noqa: D102
     def state_dict(self) -> dict[str, Any]: ...  # noqa: D102
     def load_state_dict(self, state: Mapping[str, Any]) -> None: ...  # noqa: D102
 
@@ -46,7 +47,7 @@ def forecast_steps(horizon: int) -> NDArray[np.int64]:
     They depend on the horizon alone, so that a resumed run repeats them and their whole cost is bounded.
 
     >>> forecast_steps(1000)[:5].tolist(), len(forecast_steps(1000)), len(forecast_steps(10**9))
-    ([10, 11, 13, 14, 15], 97, 97)
+    ([10, 11, 13, 14, 15], 73, 73)
     """
     bend = LINEAR / (RATIO - 1)  # where the geometric spacing has grown to the linear one
     early = FIRST * RATIO ** np.arange(math.ceil(math.log(bend / FIRST, RATIO)))
@@ -150,6 +151,7 @@ class Monitor:
 
     def summary(self) -> Summary:
         """Snapshot of the run so far."""
+        finished = self._last_step >= self.forecaster.horizon
         return Summary(
             name=self.name,
             horizon=self.forecaster.horizon,
@@ -161,7 +163,8 @@ class Monitor:
             decision=self.decision,
             settings=dict(self.forecaster.settings),
             warnings=self.warnings,
-            finished=self._last_step >= self.forecaster.horizon,
+            finished=finished,
+            measured=self.forecaster.measured() if finished else None,
         )
 
     def close(self) -> None:

@@ -82,24 +82,6 @@ def headline(summary: Summary) -> str:
     return f"{name} at step {forecast.horizon:,}: {value} ({low}{dash}{high}, {forecast.level:.0%})"
 
 
-def measured_final(summary: Summary) -> float | None:
-    """Return what was to be forecast, once it is known.
-
-    Args:
-        summary: A snapshot of the run.
-
-    Returns:
-        The mean loss over the last 1% of the plan (at least the last bin); None before the run is finished,
-        and when it ended before that stretch.
-    """
-    bins, horizon = summary.bins, _horizon(summary)
-    if not summary.finished or len(bins.steps) == 0 or summary.last_step <= 0.99 * horizon:
-        return None
-    tail = np.asarray(bins.steps) > 0.99 * horizon
-    tail[-1] = True
-    return float(np.average(np.asarray(bins.mean)[tail], weights=np.asarray(bins.count)[tail]))
-
-
 def _draw_loss(axes: Axes, summary: Summary) -> None:
     axes.set_ylabel(_plain(summary.name), color=_INK, parse_math=False)
     axes.set_ylim(_loss_limits(summary))
@@ -114,7 +96,7 @@ def _draw_loss(axes: Axes, summary: Summary) -> None:
     if summary.forecast is not None:
         _draw_path(axes, summary.forecast, summary.last_step)
         _draw_final(axes, summary.forecast)
-    truth = measured_final(summary)
+    truth = summary.measured
     if truth is not None:
         axes.axhline(truth, color=_TRUTH, lw=1.2, ls=(0, (6, 3)), zorder=1, label="measured final loss")
     if len(steps):
@@ -213,7 +195,7 @@ def _draw_past(axes: Axes, summary: Summary) -> None:
         _margin(axes, 0.06, f"\u25cb {legend}", color=_FORECAST, size=10)
     if len(points) == 1:
         axes.vlines(steps, low, high, color=_FORECAST, lw=2.0)
-    truth = measured_final(summary)
+    truth = summary.measured
     if truth is not None:
         axes.axhline(truth, color=_TRUTH, lw=1.6, ls=(0, (6, 3)))
         digits = _rounded(truth, low[-1], high[-1])[0]
@@ -272,7 +254,7 @@ def _subtitle(summary: Summary) -> str:
         laws = sorted(summary.forecast.weights.items(), key=lambda item: -item[1])
         shares = [f"{_plain(law)} {weight:.0%}" for law, weight in laws[:4] if weight >= 0.005]
         parts += [", ".join(shares)] if shares else []
-    truth = measured_final(summary)
+    truth = summary.measured
     if truth is not None and summary.forecast is not None:
         parts.append(f"measured {_rounded(truth, summary.forecast.low, summary.forecast.high)[0]}")
     if summary.decision.stop:

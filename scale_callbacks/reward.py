@@ -255,6 +255,12 @@ class RewardForecaster:
         spread = math.sqrt(float(looks.weights[-1] @ (variance + (mean - centre) ** 2)))
         return float(value), float(low), float(high), spread
 
+    def measured(self) -> float | None:
+        """What was to be forecast, once the budget is spent: the mean reward over its last tenth."""
+        if float(self.curve.last_step or 0) <= (1.0 - LAST) * self.horizon:
+            return None
+        return self.curve.mean_after((1.0 - LAST) * self.horizon)
+
     def _measured(self, outlook: Outlook) -> tuple[float, float]:
         """(share, mean): how much of the last tenth was measured already, and its mean."""
         start = (1.0 - LAST) * self.horizon

@@ -63,6 +63,7 @@ class Summary:
         settings: what the forecaster was set to.
         warnings: what went wrong, and how often.
         finished: the run has reached its horizon.
+        measured: what was to be forecast, once the run is finished.
     """
 
     name: str
@@ -76,6 +77,7 @@ class Summary:
     settings: Mapping[str, Setting]
     warnings: Mapping[str, int]
     finished: bool
+    measured: float | None = None
 
 
 @runtime_checkable

@@ -176,3 +176,13 @@ def test_bad_input_is_refused_naming_the_value(
 def test_a_curve_without_room_is_refused(horizon: int, bins: int) -> None:
     with pytest.raises(ValueError, match="at least"):
         Curve(horizon, bins=bins)
+
+
+def test_mean_after_a_step_is_exact_near_the_end_and_by_bins_further_back() -> None:
+    steps, values = np.arange(1, 5001), np.random.default_rng(0).normal(2.0, 0.1, 5000)
+    curve = Curve(5000)
+    assert curve.mean_after(0) is None
+    curve.observe(steps, values)
+    assert curve.mean_after(4950) == pytest.approx(values[4950:].mean(), rel=1e-12)
+    assert curve.mean_after(1000) == pytest.approx(values[1000:].mean(), rel=1e-3)
+    assert curve.mean_after(5000) is None

@@ -52,11 +52,11 @@ def test_there_is_no_forecast_before_eight_observations() -> None:
 
 
 @pytest.mark.parametrize("until", [0.2, 0.5, 0.75, 0.9])
-def test_the_interval_holds_the_final_loss_of_a_lawful_run(until: float) -> None:
+def test_the_interval_holds_the_final_loss_of_lawful_runs(until: float) -> None:
     truth = losses(noise=0.0)[-20:].mean()
-    forecast = fed(until).forecast()
-    assert forecast.low < truth < forecast.high
-    assert forecast.value == pytest.approx(truth, rel=0.05)
+    forecasts = [fed(until, losses(seed=seed)).forecast() for seed in range(10)]
+    assert sum(forecast.low < truth < forecast.high for forecast in forecasts) >= 7
+    assert [forecast.value for forecast in forecasts] == pytest.approx([truth] * 10, rel=0.05)
 
 
 def test_at_the_end_the_forecast_is_what_was_measured() -> None:

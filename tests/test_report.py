@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from scale_callbacks import LossForecaster, Monitor, Schedule
-from scale_callbacks.report import forecast_figure, headline, measured_final, save_forecast_png
+from scale_callbacks.report import forecast_figure, headline, save_forecast_png
 
 PLAN = Schedule.wsd(1e-3, 1000, warmup=50, cooldown=200)
 STEPS = np.arange(1, 1001)
@@ -98,8 +98,8 @@ def test_all_forecasts_are_shown_where_they_were_made(half):
 
 def test_a_finished_run_shows_what_was_to_be_forecast():
     summary = run(LOSSES)
-    truth = measured_final(summary)
-    assert truth == pytest.approx(LOSSES[-10:].mean(), abs=0.02)
+    truth = summary.measured
+    assert truth == pytest.approx(LOSSES[-10:].mean(), rel=1e-12)
     figure = forecast_figure(summary)
     assert any(np.allclose(line.get_ydata(), truth) for line in figure.axes[2].lines)
     assert "measured\nat the end" in texts(figure)
@@ -107,11 +107,7 @@ def test_a_finished_run_shows_what_was_to_be_forecast():
 
 @pytest.mark.parametrize("seen", [0, 1, 500, 985])
 def test_before_the_end_nothing_was_measured(seen):
-    assert measured_final(run(LOSSES[:seen])) is None
-
-
-def test_a_run_that_ended_early_shows_no_measured_loss(half):
-    assert measured_final(replace(half, finished=True)) is None
+    assert run(LOSSES[:seen]).measured is None
 
 
 @pytest.mark.parametrize("seen", [0, 1, 2, 7, 8, 12, 30])
