@@ -28,6 +28,7 @@ from scale_callbacks.mixture import Mixture, Outlook, gathered
 from scale_callbacks.prior import Prior, Regime
 from scale_callbacks.regression import Evidence, Grid, Regression, Tables
 
+MEMBERS = 6000  # most that the forecast is mixed from; reached only where a curve tells nothing
 KEPT = 96  # members the path is mixed from
 _CELLS = 64  # Gaussians the forecast at the end is gathered into
 _BETA = 0.5  # multi-power's β: hardly told apart from its speed
@@ -244,7 +245,8 @@ class LawBank:
             logs.append(log[row, drop, depth])
             members.append(np.stack((np.full(len(row), i), likely[row], drop, depth)))
         log = np.concatenate(logs)
-        kept = log > log.max() - _MARGIN
+        kept = np.flatnonzero(log > log.max() - _MARGIN)
+        kept = kept[_heaviest(log[kept], MEMBERS)]
         heavy = np.exp(log[kept] - log.max())
         walk, row, drop, depth = np.concatenate(members, axis=1)[:, kept]
         return _Found(heavy / heavy.sum(), walk, row, drop, depth)
