@@ -2,7 +2,6 @@
 
 import contextlib
 import io
-import os
 import sys
 import tempfile
 import time
@@ -48,7 +47,7 @@ def measure():
 
     pretrain_gpt.LossForecast = Timed
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
-        pretrain_gpt.main(out=Path(folder), threads=min(2, os.cpu_count() or 1))
+        pretrain_gpt.main(out=Path(folder))
     callback = Timed.latest
     trained = callback.ended - callback.begun
     return {
