@@ -19,6 +19,7 @@ from lightning.pytorch.callbacks import (
     TQDMProgressBar,
 )
 from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.plugins import MixedPrecision
 
 import scale_callbacks
 from scale_callbacks import LossForecaster, MemorySink, Schedule
@@ -612,6 +613,22 @@ def test_losses_that_are_not_finite_are_left_out_and_counted() -> None:
     assert sum(callback.warnings.values()) == 3
     assert callback.forecast is not None
     assert math.isfinite(callback.forecast.value)
+
+
+def test_steps_that_mixed_precision_skips_are_passed_over() -> None:
+    class Overflowing(Net):
+        def loss(self, batch: Any) -> torch.Tensor:
+            overflow = torch.inf if len(self.losses) in (3, 4, 30) else 1.0
+            return super().loss(batch) * overflow
+
+    scaler = torch.amp.GradScaler("cpu")
+    plugin = MixedPrecision("16-mixed", "cpu", scaler=scaler)
+    callback, net = LossForecast(), Overflowing()
+    trainer(callback, plugins=[plugin]).fit(net, data())
+    assert scaler.get_scale() < 2.0**16  # it did skip steps: each halves its scale
+    assert callback.warnings == {"train_loss was not finite and left out": 3}
+    assert callback.forecast is not None
+    assert callback.forecast.low < callback.forecast.value < callback.forecast.high
 
 
 def test_training_of_one_step() -> None:
