@@ -172,6 +172,7 @@ class _Sums:
 
     @classmethod
     def of(cls, seen: Seen, features: Floats, stages: Floats, ends: Ints) -> _Sums:
+        """Sum over the bins up to each look."""
         starts = np.concatenate(([0], ends[:-1] + 1))
         weight, value = seen.count, seen.reward - seen.reward[0]
 

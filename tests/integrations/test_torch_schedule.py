@@ -352,7 +352,8 @@ def test_look_ahead_copies_no_tensor_of_the_optimizer(monkeypatch: pytest.Monkey
 
     for name in ("__deepcopy__", "clone", "__reduce_ex__"):
         monkeypatch.setattr(torch.Tensor, name, forbidden)
-    schedule_of(optimizer, scheduler, N)
+    plan = schedule_of(optimizer, scheduler, N)
+    assert plan.lr(1) != plan.lr(N)  # it was looked ahead, not held
 
 
 def test_learning_rate_held_in_a_tensor_is_read_and_left_alone() -> None:
