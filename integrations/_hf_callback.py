@@ -1,4 +1,4 @@
-"""What both Transformers callbacks share: one watch a training, its state in the checkpoints, no fault let out."""
+"""What both Transformers callbacks share: a watch for each training, its state, and no fault let out."""
 
 import logging
 from collections import Counter
@@ -44,8 +44,8 @@ def guarded(hook: Callable[..., None]) -> Callable[..., None]:
     return safe
 
 
-class WatchingCallback(TrainerCallback):  # type: ignore[misc]
-    """Watches one metric of a trainer on process 0; subclasses say which forecaster and what to do with it."""
+class WatchingCallback(TrainerCallback):
+    """Watches one metric of a trainer on process 0; subclasses say with which forecaster."""
 
     signals = False
 
@@ -68,6 +68,7 @@ class WatchingCallback(TrainerCallback):  # type: ignore[misc]
         self._faults: Counter[str] = Counter()
         self._watch: Watch | None = None
         self._outlets: Outlets | None = None
+        self._mlflow_state: Any = None  # of the checkpoint
 
     @property
     def forecast(self) -> Forecast | None:
@@ -88,8 +89,7 @@ class WatchingCallback(TrainerCallback):  # type: ignore[misc]
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Read the plan off the trainer, and go on from a checkpoint where there is one."""
         self._close("FAILED")  # a training that never came to its end
-        self.off, self._watch = False, None
-        self._faults.clear()
+        self.off, self._watch, self._mlflow_state = False, None, None
         horizon = self.planned(state)
         if horizon < 1 or not state.is_world_process_zero:
             return
@@ -102,7 +102,7 @@ class WatchingCallback(TrainerCallback):  # type: ignore[misc]
             around,
             self.note,
             progress_bar=self.progress_bar,
-            make_mlflow=None if mode is False else lambda: mlflow_sink(mode),
+            make_mlflow=None if mode is False else lambda: mlflow_sink(mode, self._mlflow_state),
         )
         epoch = steps_per_epoch(args, state, kwargs.get("train_dataloader"))
         monitor = self.make_monitor(schedule, epoch, [self._outlets, *self.sinks])
@@ -190,6 +190,7 @@ class WatchingCallback(TrainerCallback):  # type: ignore[misc]
             "log": _hf_state.fingerprint(state.log_history),
             "plan": None if plan is None else [plan.horizon, plan.fingerprint],
             "watch": self._watch.state(),
+            "mlflow": None if self._outlets is None else self._outlets.mlflow_state(),
         }
 
     def _resume(self, args: Any, state: Any, around: Surroundings, epoch: float | None) -> None:
@@ -198,6 +199,7 @@ class WatchingCallback(TrainerCallback):  # type: ignore[misc]
             found = _hf_state.read(_folders(args, state, around), self._file)
             if found is not None and _is_of_this_run(found[1], state, found[0] == around.resumed_from):
                 self._watch.load(found[1]["watch"])
+                self._mlflow_state = found[1]["mlflow"]
                 self._compare_plans(found[1]["plan"])
                 return
         except Exception as fault:

@@ -22,7 +22,6 @@ class Outlets:
         make_mlflow: makes the MLflow sink, once the first row is logged; None for no MLflow.
 
     Attributes:
-        muted: while a past is gone through again.
         outcome: how the run ended if badly, "FAILED" or "KILLED".
     """
 
@@ -35,7 +34,6 @@ class Outlets:
         make_mlflow: Callable[[], Any] | None = None,
     ) -> None:
         self.around = around
-        self.muted = False
         self.outcome: str | None = None
         self._note = note
         self._progress_bar = progress_bar
@@ -56,7 +54,7 @@ class Outlets:
 
     def write(self, record: Record, summary: Summary) -> None:
         """Show a forecast, on the training thread."""
-        if self.muted or self._now is None:
+        if self._now is None:
             return
         if self._mlflow is not None:
             self._mlflow.write(record, summary)
@@ -65,6 +63,10 @@ class Outlets:
             f = record.forecast
             self._text = f"{f.value:.4g} [{f.low:.4g}, {f.high:.4g}]"
             self._try("the forecast is not on the progress bar", self._show, record.name)
+
+    def mlflow_state(self) -> dict[str, Any] | None:
+        """What a resumed run needs to go on with its MLflow run."""
+        return None if self._mlflow is None else self._mlflow.state_dict()
 
     def evaluated(self, args: Any, state: Any) -> None:
         """In a notebook, rows are written at evaluations where there are any."""
@@ -117,11 +119,11 @@ class Outlets:
             table.write_line(row | {"Forecast": self._text})
 
 
-def mlflow_sink(mode: bool | None) -> Any:
+def mlflow_sink(mode: bool | None, resume: Mapping[str, Any] | None = None) -> Any:
     """The sink for the run that the trainer's MLflow callback, the program or the environment names."""
     from scale_callbacks.integrations.mlflow import resolve_sink
 
-    return resolve_sink(mode=mode)
+    return resolve_sink(mode=mode, resume=resume)
 
 
 def _value(strategy: Any) -> str:

@@ -135,4 +135,6 @@ class Watch:
         self._told = True
         self._faults[f"{self.monitor.name} was not logged"] += 1
         names = ", ".join(name for name in self._names if name not in ("epoch", "step"))
-        _log.warning("%r was not logged, so nothing can be forecast. Logged were: %s", self.monitor.name, names)
+        _log.warning(
+            "%r was not logged, so nothing can be forecast. Logged were: %s", self.monitor.name, names
+        )

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from scale_callbacks.forecaster import LossForecaster
 from scale_callbacks.integrations import trl
+from scale_callbacks.integrations._agreement import Agreement
 from scale_callbacks.integrations._hf_callback import WatchingCallback, guarded
 from scale_callbacks.integrations._options import check
 from scale_callbacks.monitor import Monitor, forecast_steps
@@ -117,7 +118,7 @@ class SaturationStoppingCallback(WatchingCallback):
         self.stopping_reason: Reason | None = None
         self.stopped_step: int | None = None
         self.evidence: Mapping[str, float] = {}
-        self._agreement: Any = None
+        self._agreement: Agreement | None = None  # while training
         self._due = 0
         self._saved: int | None = None
 
@@ -134,11 +135,12 @@ class SaturationStoppingCallback(WatchingCallback):
         return Monitor(forecaster, rules=[self.rule], sinks=sinks, name=self.monitor)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Find the other processes, then begin to watch."""
-        self.stopping_reason, self.stopped_step, self.evidence, self._saved = None, None, {}, None
-        self._meet()
-        self._due = _after(self.planned(state), state.global_step)
+        """Begin to watch, ready to agree with the other processes."""
         super().on_train_begin(args, state, control, **kwargs)
+        self.stopping_reason, self.stopped_step, self.evidence, self._saved = None, None, {}, None
+        self._part()
+        self._agreement = Agreement()
+        self._due = _after(self.planned(state), state.global_step)
 
     def on_log(
         self, args: Any, state: Any, control: Any, logs: Mapping[str, Any] | None = None, **kwargs: Any
@@ -171,9 +173,6 @@ class SaturationStoppingCallback(WatchingCallback):
         super().on_train_end(args, state, control, **kwargs)
         self._part()
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "_agreement": None}
-
     @guarded
     def _stop(self, args: Any, state: Any, control: Any, *, evaluating: bool) -> None:
         control.should_training_stop = True
@@ -187,15 +186,6 @@ class SaturationStoppingCallback(WatchingCallback):
         state.log_history.append(row)
         if state.is_world_process_zero:
             _log.warning("training is stopped at step %s, %s %s", f"{step:,}", self.monitor, told)
-
-    def _meet(self) -> None:
-        self._part()
-        try:
-            from scale_callbacks.integrations._agreement import Agreement
-
-            self._agreement = Agreement()
-        except Exception as fault:
-            self.note("the processes cannot be reached, this run is not stopped", fault)
 
     def _part(self) -> None:
         agreement, self._agreement = self._agreement, None
