@@ -12,14 +12,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from scale_callbacks.integrations._mlflow_open import Opened
 from scale_callbacks.report import save_forecast_png
 
 if TYPE_CHECKING:
-    from mlflow import MlflowClient
-
     from scale_callbacks.sinks import Record, Summary
-
-Opened = tuple["MlflowClient", str]
 
 BATCH = 1000  # metrics that MLflow takes in one call
 TEXT = 500  # characters of a param or tag that every MLflow server takes
@@ -29,7 +26,7 @@ TEXT = 500  # characters of a param or tag that every MLflow server takes
 class Entry:
     """What is to be sent of one forecast, as plain data: with its own time, so that it may be sent late.
 
-    It may be sent twice, too: of points equal in key, step, time and value MLflow's databases keep one.
+    It may be sent twice, too: a metric that the run has at that step already is left out.
 
     Attributes:
         milliseconds: since 1970, when the forecast was made.
@@ -68,6 +65,7 @@ class RunWriter:
 
     Attributes:
         run_id: The run; None before it is open.
+        own: The run was started here, and is to be ended here.
         answering: The last call succeeded.
         asked_at: Monotonic time when the call under way began; None between calls.
         given_up: Set from outside: make no further call.
@@ -75,13 +73,16 @@ class RunWriter:
 
     def __init__(self, opening: Callable[[], Opened], *, prefix: str) -> None:
         self.run_id: str | None = None
+        self.own = False
         self.answering = False
         self.asked_at: float | None = None
         self.given_up = False
         self._opening = opening
         self._prefix = prefix
-        self._client: MlflowClient | None = None
+        self._opened: Opened | None = None
         self._settled = False
+        self._present: set[str] | None = None  # metrics that the run had when it was asked
+        self._steps: dict[str, set[int]] = {}  # and what steps of them it has by now
         self._tags: dict[str, str] = {}
 
     def open(self) -> None:
@@ -109,16 +110,38 @@ class RunWriter:
         self._settled = True
 
     def send(self, entries: Sequence[Entry]) -> None:
-        """Log the metrics of all entries, and those of the latest tags that have changed."""
+        """Log the metrics of all entries, and those of the latest tags that have changed.
+
+        A metric that the run has at a step is not logged there again: MLflow would keep both points for good.
+        """
         from mlflow.entities import Metric, RunTag
 
-        metrics = [Metric(k, v, e.milliseconds, e.step) for e in entries for k, v in e.metrics.items()]
+        self._learn({key for entry in entries for key in entry.metrics})
+        metrics = [Metric(k, v, e.milliseconds, e.step) for e in entries for k, v in self._news_of(e)]
         latest = {key: text for entry in entries for key, text in entry.tags.items()}
         changed = {key: text for key, text in latest.items() if self._tags.get(key) != text}
         tags = [RunTag(key, text) for key, text in changed.items()]
         for i in range(0, max(len(metrics), 1 if tags else 0), BATCH):
             self._log_batch(metrics=metrics[i : i + BATCH], tags=tags[:100] if i == 0 else [])
         self._tags |= changed
+
+    def _learn(self, keys: set[str]) -> None:
+        """Ask which steps of these metrics the run has, once: it may be resumed, or an answer was lost."""
+        missing = keys - self._steps.keys()
+        if not missing:
+            return
+        with self._asking() as (client, run_id, _):
+            if self._present is None:
+                self._present = set(client.get_run(run_id).data.metrics)
+            for key in missing:
+                known = client.get_metric_history(run_id, key) if key in self._present else ()
+                self._steps[key] = {metric.step for metric in known}
+
+    def _news_of(self, entry: Entry) -> Iterator[tuple[str, float]]:
+        for key, value in entry.metrics.items():
+            if entry.step not in self._steps[key]:
+                self._steps[key].add(entry.step)
+                yield key, value
 
     def send_figure(self, summary: Summary) -> float:
         """Draw the run and log the picture.
@@ -131,17 +154,17 @@ class RunWriter:
             begun = time.thread_time()
             save_forecast_png(summary, path)
             took = time.thread_time() - begun
-            with self._asking() as (client, run_id):
+            with self._asking() as (client, run_id, _):
                 client.log_artifact(run_id, path)
         return took
 
     def end(self, status: str) -> None:
         """End the run as "FINISHED", "FAILED" or "KILLED"."""
-        with self._asking() as (client, run_id):
+        with self._asking() as (client, run_id, _):
             client.set_terminated(run_id, status)
 
     def _log_batch(self, **what: Any) -> None:
-        with self._asking() as (client, run_id):
+        with self._asking() as (client, run_id, _):
             # Said outright, or MLflow's own queue, which tells of no faults, may take it.
             client.log_batch(run_id, **what, synchronous=True)
 
@@ -152,11 +175,13 @@ class RunWriter:
             raise TimeoutError("given up")
         self.asked_at = time.monotonic()
         try:
-            if self._client is None or self.run_id is None:
-                self._client, self.run_id = self._opening()
-            yield self._client, self.run_id
+            if self._opened is None:
+                self._opened = self._opening()
+                _, self.run_id, self.own = self._opened
+            yield self._opened
         except Exception:
             self.answering = False
+            self._present, self._steps = None, {}  # it may have been done all the same
             raise
         else:
             self.answering = True

@@ -11,9 +11,9 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+from scale_callbacks.integrations._mlflow_open import Opened
 from scale_callbacks.integrations._mlflow_run import (
     Entry,
-    Opened,
     RunWriter,
     entry_of,
     fault_text,
@@ -75,9 +75,8 @@ class MlflowSink:
         self.outcome: str | None = None
         self.faults = 0
         self.dropped = 0
-        self._writer = RunWriter(lambda: (client, run_id), prefix=prefix)
+        self._writer = RunWriter(lambda: Opened(client, run_id, own=False), prefix=prefix)
         self._run_id: str | None = run_id
-        self._ends_run = False
         self._address: str | None = getattr(client, "tracking_uri", None)
         self._prefix = prefix
         self._marks = sorted(figures)
@@ -91,26 +90,28 @@ class MlflowSink:
         self._news = self._closing = False
 
     @classmethod
-    def starting(
-        cls, opening: Callable[[], Opened], *, address: str = "", ends_run: bool = True, **options: Any
-    ) -> MlflowSink:
+    def starting(cls, opening: Callable[[], Opened], *, address: str = "", **options: Any) -> MlflowSink:
         """Make a sink that opens its run itself.
 
         Args:
-            opening: Returns the client and the run's id; called on the sink's thread, again after it failed.
+            opening: Opens the run and tells whether it is the sink's own, to be ended at `close`; called on
+                the sink's thread, again after it failed.
             address: The store's, for `close` to see whether a server is there.
-            ends_run: Whether the run is the sink's own, to be ended at `close`.
             **options: The constructor's.
         """
         sink = cls(None, "", **options)  # type: ignore[arg-type]
         sink._writer = RunWriter(opening, prefix=sink._prefix)
-        sink._run_id, sink._address, sink._ends_run = None, address, ends_run
+        sink._run_id, sink._address = None, address
         return sink
 
     @property
     def run_id(self) -> str | None:
         """The run's id; None before the sink has opened it."""
         return self._run_id or self._writer.run_id
+
+    def state_dict(self) -> dict[str, Any]:
+        """Which run it is, for `resolve_sink(resume=...)` after a restart: plain data without secrets."""
+        return {"run_id": self.run_id, "own": self._writer.own}
 
     def open(self, *, wait: float = 0.0) -> None:
         """Start the thread, and wait at most `wait` seconds until it has tried to open the run."""
@@ -204,7 +205,7 @@ class MlflowSink:
                 break
         if closing or self._figure_due(summary):
             self._attempt("the figure was not logged", lambda: self._draw(summary))
-        if closing and self._ends_run:
+        if closing and self._writer.own:
             self._attempt("the run was not ended", lambda: self._writer.end(self.outcome or "FINISHED"))
 
     def _send_pending(self, summary: Summary, *, last: bool) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from scale_callbacks import LossForecaster, Monitor, Schedule
+from scale_callbacks.integrations._mlflow_open import Opened
 from scale_callbacks.integrations._mlflow_run import Entry, RunWriter, without_secrets
 from scale_callbacks.integrations.mlflow import MlflowSink, run_page
 
@@ -160,7 +161,7 @@ def test_a_run_that_somebody_else_started_stays_open(store, run_id, whole):
 )
 def test_a_run_of_its_own_is_ended_as_it_ended(store, run_id, one, outcome, status):
     record, summary = one
-    sink = MlflowSink.starting(lambda: (store, run_id))
+    sink = MlflowSink.starting(lambda: Opened(store, run_id))
     sink.write(record, summary)
     sink.outcome = outcome
     sink.close(summary)
@@ -230,7 +231,7 @@ def test_a_run_resumed_with_other_settings_keeps_its_params_and_still_gets_forec
 
 
 def test_points_sent_twice_are_kept_once(store, run_id):
-    writer = RunWriter(lambda: (store, run_id), prefix="forecast")
+    writer = RunWriter(lambda: Opened(store, run_id), prefix="forecast")
     entries = [Entry(1_700_000_000_000 + i, i, {"a": float(i)}) for i in range(3)]
     writer.send(entries[:2])
     writer.send(entries)
@@ -239,10 +240,10 @@ def test_points_sent_twice_are_kept_once(store, run_id):
 
 def test_many_points_go_in_calls_of_a_thousand(store, run_id):
     client = Scripted(store)
-    RunWriter(lambda: (client, run_id), prefix="forecast").send(
+    RunWriter(lambda: Opened(client, run_id), prefix="forecast").send(
         [Entry(1_700_000_000_000, i, {"a": float(i), "b": 1.0}) for i in range(600)]
     )
-    assert [name for name, *_ in client.calls] == ["log_batch", "log_batch"]
+    assert [name for name, *_ in client.calls] == ["get_run", "log_batch", "log_batch"]
     assert len(points(store, run_id, "a")) == 600
 
 
@@ -277,7 +278,7 @@ def test_a_slow_store_does_not_hold_training_up(store, run_id, one):
 
 def test_a_store_that_fails_for_a_while_gets_everything_later(store, run_id, whole, caplog):
     def fail_thrice():
-        if len(client.calls) <= 3:
+        if [name for name, *_ in client.calls].count("log_batch") <= 3:
             raise ConnectionError("no route to https://ann:hunter2@host/api")
 
     client = Scripted(store, log_batch=fail_thrice)
