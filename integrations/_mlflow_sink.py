@@ -62,6 +62,8 @@ class MlflowSink:
         dropped: How many forecasts were given up, the queue being full or the time at `close` over.
     """
 
+    inline = True  # it has a thread itself
+
     def __init__(
         self,
         client: MlflowClient,
