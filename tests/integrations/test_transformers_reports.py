@@ -10,14 +10,7 @@ from transformers import ProgressCallback, TrainerCallback
 from scale_callbacks.integrations.transformers import LossForecastCallback, SaturationStoppingCallback
 from tests.integrations.hf_runs import QUIET, Rewarded, trainer
 
-pytestmark = QUIET
-
-
-@pytest.fixture(autouse=True)
-def _few_forecasts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each costs some 50 ms: ten a run are enough here."""
-    monkeypatch.setattr("scale_callbacks.monitor.LINEAR", 0.1)
-    monkeypatch.setattr("scale_callbacks.monitor.RATIO", 2.0)
+pytestmark = [*QUIET, pytest.mark.usefixtures("few_forecasts")]
 
 
 def history(callback: LossForecastCallback) -> list[tuple[int, float]]:
@@ -50,6 +43,7 @@ def test_forecasts_are_in_the_run_of_the_trainers_mlflow_callback(
     assert callback.warnings == {}
 
 
+@pytest.mark.slow
 def test_active_run_takes_the_forecasts_and_stays_open(
     tmp_path: Path, store: Any, store_uri: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -66,6 +60,7 @@ def test_active_run_takes_the_forecasts_and_stays_open(
 
 
 @pytest.mark.parametrize("asked", [None, True, False])
+@pytest.mark.slow
 def test_nothing_is_reported_unless_asked_for(
     tmp_path: Path, store: Any, store_uri: str, monkeypatch: pytest.MonkeyPatch, asked: bool | None
 ) -> None:
@@ -80,6 +75,7 @@ def test_nothing_is_reported_unless_asked_for(
         assert not new
 
 
+@pytest.mark.slow
 def test_run_of_our_own_is_gone_on_with_after_a_resume(
     tmp_path: Path, store: Any, store_uri: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -93,6 +89,7 @@ def test_run_of_our_own_is_gone_on_with_after_a_resume(
     assert sorted(set(points(store, new))) == history(again)
 
 
+@pytest.mark.slow
 def test_training_that_fails_leaves_its_run_as_failed(
     tmp_path: Path, store: Any, store_uri: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -208,7 +205,7 @@ def test_progress_bar_shows_the_forecast(tmp_path: Path) -> None:
     assert set(shown) == {""}
 
 
-@pytest.mark.parametrize("strategy", ["no", "steps", "epoch"])
+@pytest.mark.parametrize("strategy", ["no", "steps", pytest.param("epoch", marks=pytest.mark.slow)])
 def test_notebook_table_has_a_column_for_the_forecast(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, strategy: str
 ) -> None:

@@ -20,11 +20,11 @@ ROOT = Path(__file__).parents[2]
 
 class Rising(Rewarded):
     def metrics(self, step: int) -> dict[str, Any]:
-        return {"reward": super().metrics(step)["reward"] + step / 100}
+        return {"reward": super().metrics(step)["reward"] + step / 50}
 
 
 def fit(folder: Path, callback: Any, *others: TrainerCallback, **settings: Any) -> Any:
-    run = trainer(folder, callback, *others, **{"kind": Rewarded, "max_steps": 600, **settings})
+    run = trainer(folder, callback, *others, **{"kind": Rewarded, "max_steps": 300, **settings})
     run.train()
     return run
 
@@ -42,7 +42,7 @@ def test_saturated_run_is_stopped_with_its_reason_in_the_log_history(
 ) -> None:
     callback = SaturationStoppingCallback(sinks=[JsonlSink(tmp_path / "log.jsonl")])
     run = fit(tmp_path, callback)
-    assert 60 <= run.state.global_step < 400
+    assert 30 <= run.state.global_step < 200
     assert callback.stopping_reason is Reason.SATURATED
     assert callback.stopped_step == run.state.global_step
     assert callback.evidence["probability"] < 0.2
@@ -60,19 +60,21 @@ def test_saturated_run_is_stopped_with_its_reason_in_the_log_history(
     assert forecaster.recent("step_time", 1.0)[0] > 0.0
 
 
+@pytest.mark.slow
 def test_rising_run_is_left_alone_until_too_little_is_left(tmp_path: Path) -> None:
     run = fit(tmp_path, SaturationStoppingCallback(), kind=Rising)
-    assert run.state.global_step >= 600 / 1.1
+    assert run.state.global_step >= 300 / 1.1
     rule = SaturationRule(min_gain=0.001, confidence=0.9)
     run = fit(tmp_path, callback := SaturationStoppingCallback(rule=rule), kind=Rising)
-    assert run.state.global_step == 600
+    assert run.state.global_step == 300
     assert callback.stopping_reason is None
     assert not rows(run, "stop_reason")
 
 
+@pytest.mark.slow
 def test_advice_does_not_stop(tmp_path: Path) -> None:
     callback = SaturationStoppingCallback(rule=SaturationRule(stop_on=()))
-    assert fit(tmp_path, callback).state.global_step == 600
+    assert fit(tmp_path, callback).state.global_step == 300
     assert callback.stopping_reason is None
     assert Reason.of(callback.decision) in (Reason.SATURATED, Reason.BUDGET_SPENT)
 
@@ -124,11 +126,9 @@ def test_last_weights_are_evaluated_and_the_best_loaded(tmp_path: Path) -> None:
 
 def test_stop_asked_for_by_an_evaluation_is_a_stop_there(tmp_path: Path) -> None:
     callback = SaturationStoppingCallback("eval_reward")
-    run = fit(
-        tmp_path, callback, eval_strategy="steps", eval_steps=5, save_strategy="steps", save_steps=500
-    )
+    run = fit(tmp_path, callback, eval_strategy="steps", eval_steps=5, save_strategy="steps", save_steps=500)
     assert callback.stopping_reason is Reason.SATURATED
-    assert callback.stopped_step == run.state.global_step < 600
+    assert callback.stopped_step == run.state.global_step < 300
     assert callback.stopped_step % 5 == 0  # type: ignore[operator]
     assert saved(tmp_path) == [callback.stopped_step]
     assert [row["step"] for row in rows(run, "eval_loss")].count(callback.stopped_step) == 1
@@ -136,25 +136,27 @@ def test_stop_asked_for_by_an_evaluation_is_a_stop_there(tmp_path: Path) -> None
     assert forecaster.recent("frac_reward_zero_std", 0.1)[0] == pytest.approx(0.25)
 
 
+@pytest.mark.slow
 def test_stop_asked_for_at_an_epochs_end_is_a_stop_there(tmp_path: Path) -> None:
     callback = SaturationStoppingCallback("eval_reward")
     run = fit(tmp_path, callback, eval_strategy="epoch", save_strategy="epoch", save_total_limit=1)
-    assert callback.stopped_step == run.state.global_step < 600
+    assert callback.stopped_step == run.state.global_step < 300
     assert callback.stopped_step % 20 == 0  # type: ignore[operator]
     assert saved(tmp_path) == [callback.stopped_step]
 
 
+@pytest.mark.slow
 def test_data_without_a_length_are_stopped_too(tmp_path: Path) -> None:
     callback = SaturationStoppingCallback()
     run = fit(tmp_path, callback, data=Stream())
     assert callback.stopping_reason is Reason.SATURATED
-    assert run.state.global_step < 600
+    assert run.state.global_step < 300
 
 
 def test_resumed_run_stops_where_the_whole_one_does(tmp_path: Path) -> None:
     whole, resumed = SaturationStoppingCallback(), SaturationStoppingCallback()
     fit(tmp_path, whole, save_strategy="steps", save_steps=50)
-    run = trainer(tmp_path, resumed, kind=Rewarded, max_steps=600)
+    run = trainer(tmp_path, resumed, kind=Rewarded, max_steps=300)
     run.train(resume_from_checkpoint=str(tmp_path / "checkpoint-50"))
     assert resumed.stopped_step == whole.stopped_step
     a, b = resumed._watch, whole._watch
@@ -168,16 +170,18 @@ def test_resumed_run_stops_where_the_whole_one_does(tmp_path: Path) -> None:
     }
 
 
+@pytest.mark.slow
 def test_run_that_was_stopped_can_be_taken_on(tmp_path: Path) -> None:
     first = SaturationStoppingCallback()
     fit(tmp_path, first, save_strategy="steps", save_steps=500)
     again = SaturationStoppingCallback(rule=SaturationRule(stop_on=()))
-    run = trainer(tmp_path, again, kind=Rewarded, max_steps=600)
+    run = trainer(tmp_path, again, kind=Rewarded, max_steps=300)
     run.train(resume_from_checkpoint=str(tmp_path / f"checkpoint-{first.stopped_step}"))
-    assert run.state.global_step == 600
+    assert run.state.global_step == 300
     assert again.stopping_reason is None
 
 
+@pytest.mark.slow
 def test_several_fits_with_one_callback_stop_alike(tmp_path: Path) -> None:
     callback = SaturationStoppingCallback()
     steps = [fit(tmp_path, callback).state.global_step for _ in range(2)]
@@ -211,7 +215,7 @@ class Fails:
 def test_faults_do_not_end_the_training_nor_keep_it_from_stopping(tmp_path: Path) -> None:
     callback = SaturationStoppingCallback(sinks=[Fails()])
     run = fit(tmp_path, callback)
-    assert run.state.global_step == callback.stopped_step < 600  # type: ignore[operator]
+    assert run.state.global_step == callback.stopped_step < 300  # type: ignore[operator]
     assert callback.warnings["Fails failed to write"] > 1
 
 
@@ -234,7 +238,7 @@ def test_rewards_that_are_none_or_missing_are_passed_over(tmp_path: Path) -> Non
             return row | {"reward": None, "frac_reward_zero_std": None} if step % 3 == 1 else row
 
     callback = SaturationStoppingCallback(sinks=[sink := MemorySink()])
-    run = fit(tmp_path, callback, kind=Patchy, max_steps=300)
+    run = fit(tmp_path, callback, kind=Patchy)
     assert callback.warnings == {"reward was None and left out": -(-run.state.global_step // 3)}
     assert sink.records[-1].forecast is not None
     assert callback.stopping_reason is Reason.SATURATED

@@ -14,6 +14,7 @@ from tests.integrations.hf_runs import QUIET
 
 pytestmark = [
     *QUIET,
+    pytest.mark.usefixtures("few_forecasts"),
     # what TRL and Transformers say of each other and of tiny trainings
     pytest.mark.filterwarnings("ignore:.*is deprecated and will be removed in v6"),
     pytest.mark.filterwarnings("ignore::FutureWarning:trl"),
@@ -65,7 +66,7 @@ def test_mean_over_several_steps_lies_in_their_middle_and_the_rest_is_not_lost(t
     assert forecaster(callback).curve.bins().steps.tolist() == [2.0, 5.0, 7.5]
 
 
-@pytest.mark.parametrize("name", ["letters", "rewards/letters/mean"])
+@pytest.mark.parametrize("name", ["letters", pytest.param("rewards/letters/mean", marks=pytest.mark.slow)])
 def test_one_of_several_reward_functions_can_be_watched(tmp_path: Path, name: str) -> None:
     callback = SaturationStoppingCallback(name)
     run = trl_runs.grpo(tmp_path, callback, rewards=[trl_runs.letters, trl_runs.sometimes], max_steps=4)
@@ -77,6 +78,7 @@ def test_one_of_several_reward_functions_can_be_watched(tmp_path: Path, name: st
     assert forecaster(callback).recent("reward_std", 1.0)[0] == pytest.approx(sum(spread) / 4)
 
 
+@pytest.mark.slow
 def test_reward_that_never_applies_is_left_out_and_counted(tmp_path: Path) -> None:
     callback = SaturationStoppingCallback("sometimes")
     trl_runs.grpo(tmp_path, callback, rewards=[trl_runs.letters, trl_runs.sometimes], max_steps=4).train()
@@ -121,6 +123,7 @@ def test_losses_of_fine_tuning_trainers_are_forecast(tmp_path: Path, make: Any) 
     assert callback.warnings == {}
 
 
+@pytest.mark.slow
 def test_packed_data_are_counted_in_optimizer_steps(tmp_path: Path) -> None:
     callback = LossForecastCallback()
     run = trl_runs.sft(tmp_path, callback, packing=True, num_train_epochs=2, max_steps=-1)
@@ -129,6 +132,7 @@ def test_packed_data_are_counted_in_optimizer_steps(tmp_path: Path) -> None:
     assert forecaster(callback).steps_per_epoch == run.state.max_steps / 2
 
 
+@pytest.mark.slow
 def test_preferences_of_dpo_can_be_watched(tmp_path: Path) -> None:
     callback = SaturationStoppingCallback("rewards/margins", rule=SaturationRule(stop_on=()))
     run = trl_runs.dpo(tmp_path, callback)

@@ -1,4 +1,4 @@
-"""Tiny real trainings with TRL: a small model from a config, and a tokenizer of single characters built here."""
+"""Tiny real trainings with TRL: a small model from a config, and a tokenizer of single characters."""
 
 import inspect
 import os
