@@ -14,6 +14,7 @@ from scale_callbacks import LossForecaster, MemorySink, Schedule
 from scale_callbacks.integrations.transformers import LossForecastCallback
 from tests.integrations.hf_runs import (
     QUIET,
+    InOrder,
     Line,
     Stream,
     trainer,
@@ -106,7 +107,8 @@ def test_validation_loss_is_forecast_with_the_train_loss_beside_it(tmp_path: Pat
 
 @pytest.mark.parametrize("logging_steps", [pytest.param(1, marks=pytest.mark.slow), 4])
 def test_resumed_run_forecasts_the_same_to_the_last_bit(tmp_path: Path, logging_steps: int) -> None:
-    settings = {"save_strategy": "steps", "save_steps": 24, "logging_steps": logging_steps, "max_steps": 64}
+    settings: dict[str, Any] = {"save_strategy": "steps", "save_steps": 24, "max_steps": 64, "kind": InOrder}
+    settings["logging_steps"] = logging_steps
     whole, resumed = LossForecastCallback(), LossForecastCallback()
     trainer(tmp_path, whole, **settings).train()
     assert (tmp_path / "checkpoint-24" / FILE).is_file()
@@ -119,11 +121,11 @@ def test_resumed_run_forecasts_the_same_to_the_last_bit(tmp_path: Path, logging_
 @pytest.mark.slow
 def test_checkpoint_is_found_wherever_it_was_moved(tmp_path: Path) -> None:
     whole, resumed = LossForecastCallback(), LossForecastCallback()
-    trainer(tmp_path / "a", whole, save_strategy="steps", save_steps=30).train()
+    trainer(tmp_path / "a", whole, save_strategy="steps", save_steps=30, kind=InOrder).train()
     other = trainer(tmp_path / "b", save_strategy="steps", save_steps=30, learning_rate=0.001)
     other.train()  # leaves a checkpoint of the same step where ours would be looked for
     (tmp_path / "a" / "checkpoint-30").rename(tmp_path / "moved")
-    run = trainer(tmp_path / "b", resumed)
+    run = trainer(tmp_path / "b", resumed, kind=InOrder)
     run.train(resume_from_checkpoint=str(tmp_path / "moved"))
     assert told(resumed) == told(whole)
 
