@@ -22,6 +22,7 @@ from scale_callbacks.stopping import Decision
 WINDOW = 0.03  # share of the plan whose mean loss is judged
 FEWEST = 4  # bins in it, 90% of them on one side of what was forecast
 SAME_SIDE = 0.9
+STILL = 20  # equal values in a row that are no chance
 EARLIEST = 0.1  # share of the plan before which no forecast is worth being judged by
 LIMIT = 3.3  # standard deviations; beyond them the loss has left the band
 CLUSTERED = 1.5  # factor on the noise of a mean: neighbouring losses err together
@@ -159,10 +160,12 @@ def _judged(reference: Expectation, bins: Bins, start: float, noise: float) -> D
 
 
 def frozen(bins: Bins) -> bool:
-    """Tell a loss that has not changed in the least over the last bins: the run, or its log, stands still."""
-    if len(bins) < FEWEST or bins.count[-FEWEST:].sum() < 5 * FEWEST:
+    """Tell a loss whose last 20 values and 4 bins are all the same: the run, or its log, stands still."""
+    seen = np.cumsum(bins.count[::-1])
+    if len(bins) < FEWEST or seen[-1] < STILL:
         return False
-    return not bins.spread[-FEWEST:].any() and float(np.ptp(bins.mean[-FEWEST:])) == 0.0
+    late = slice(-max(FEWEST, int(np.searchsorted(seen, STILL)) + 1), None)
+    return not bins.spread[late].any() and float(np.ptp(bins.mean[late])) == 0.0
 
 
 class Cuttable(Protocol):
