@@ -62,6 +62,8 @@ class MlflowSink:
             a run that the sink started.
     """
 
+    inline = True  # it has a thread itself
+
     def __init__(
         self,
         client: MlflowClient,

@@ -24,6 +24,8 @@ NEVER = sys.maxsize
 class Latest:
     """Sink that keeps the last record, so that it can be shown on every rank."""
 
+    inline = True
+
     def __init__(self) -> None:
         self.record: Record | None = None
 

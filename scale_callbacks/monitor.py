@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scale_callbacks.curve import Curve
+from scale_callbacks.delivery import Delivery
 from scale_callbacks.forecast import Forecast
 from scale_callbacks.schedule import Schedule
 from scale_callbacks.sinks import ForecastPoint, Record, Setting, Sink, Summary
@@ -93,7 +94,7 @@ class Monitor:
         self.decision = Decision()
         self.history: list[ForecastPoint] = []
         self._rules = tuple(rules)
-        self._sinks = tuple(sinks)
+        self._delivery = Delivery(sinks)
         self._faults: Counter[str] = Counter()
         self._plan = forecast_steps(forecaster.horizon)
         self._fired: list[int] = []
@@ -144,6 +145,7 @@ class Monitor:
     @property
     def warnings(self) -> Mapping[str, int]:
         """What went wrong so far, and how often."""
+        self._hear_of_sinks()
         counts = dict(self._faults)
         if self.forecaster.curve.nonfinite:
             counts[f"{self.name} was not finite and left out"] = self.forecaster.curve.nonfinite
@@ -167,19 +169,24 @@ class Monitor:
             measured=self.forecaster.measured() if finished else None,
         )
 
+    def flush(self, seconds: float = 5.0) -> bool:
+        """Wait until the sinks have taken every forecast so far; False when the time was too short."""
+        return self._delivery.flush(seconds)
+
     def close(self) -> None:
-        """Hand the summary to the sinks. A second call does nothing."""
+        """Hand the summary to the sinks, and wait a few seconds at most. A second call does nothing."""
         if self._closed:
             return
         self._closed = True
-        for sink in self._sinks:
-            try:
-                sink.close(self.summary())
-            except Exception as fault:
-                self._note(f"{type(sink).__name__} failed to close", fault)
+        try:
+            self._delivery.close(self.summary())
+        except Exception as fault:
+            self._note("closing failed", fault)
+        self._hear_of_sinks()
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that a resumed run needs, as plain JSON-able data."""
+        self._hear_of_sinks()
         return {
             "version": STATE_VERSION,
             "forecaster": self.forecaster.state_dict(),
@@ -225,24 +232,31 @@ class Monitor:
         return math.ceil(step * RATIO)  # past the horizon: rarer and rarer
 
     def _fire(self, step: int) -> None:
-        self._fired.append(step)
-        self._next_due = self._due_after(step)
+        """Forecast, decide, and only then take note: one that is interrupted is made at the next step."""
         try:
-            self.forecast = self.forecaster.forecast()
+            forecast = self.forecaster.forecast()
+            decision = self._decide()
         except Exception as fault:
             self._note("forecast failed", fault)
+            self._fired.append(step)
+            self._next_due = self._due_after(step)
             return
-        if self.forecast is not None:
-            f = self.forecast
+        self.forecast, self.decision = forecast, decision
+        if forecast is not None:
+            f = forecast
             self.history.append(ForecastPoint(step, f.value, f.low, f.high, str(f.status)))
-        self.decision = self._decide()
-        record = Record(self.name, step, self.forecast, self.decision, self._metrics(step))
-        summary = self.summary() if self._sinks else None
-        for sink in self._sinks:
-            try:
-                sink.write(record, summary)  # type: ignore[arg-type]
-            except Exception as fault:
-                self._note(f"{type(sink).__name__} failed to write", fault)
+        self._fired.append(step)
+        self._next_due = self._due_after(step)
+        if self._delivery:
+            self._deliver(step)
+
+    def _deliver(self, step: int) -> None:
+        try:
+            record = Record(self.name, step, self.forecast, self.decision, self._metrics(step))
+            self._delivery.write(record, self.summary())
+        except Exception as fault:
+            self._note("forecast not handed to the sinks", fault)
+        self._hear_of_sinks()
 
     def _decide(self) -> Decision:
         decisions = []
@@ -268,7 +282,11 @@ class Monitor:
             metrics["lr_annealing_area"] = self.forecaster.schedule.annealing_area(step)
         return metrics
 
-    def _note(self, what: str, fault: Exception) -> None:
+    def _hear_of_sinks(self) -> None:
+        for what, fault in self._delivery.faults():
+            self._note(what, fault)
+
+    def _note(self, what: str, fault: BaseException) -> None:
         """Count a fault; log its first occurrence (logging, since a warning may be turned into an error)."""
         self._faults[what] += 1
         if self._faults[what] == 1:

@@ -82,10 +82,15 @@ class Summary:
 
 @runtime_checkable
 class Sink(Protocol):
-    """Takes records while the run goes on; the monitor guards the run against what it raises."""
+    """Takes records while the run goes on; the monitor guards the run against all that goes wrong in it.
+
+    A sink is called on a thread of its own, always the same one, one call after the other. Training waits for
+    it, but 50 ms at most: what is slower goes on beside the training. A sink that only puts the record
+    somewhere may set the attribute `inline = True`, to be called on the training thread.
+    """
 
     def write(self, record: Record, summary: Summary) -> None:
-        """Take one forecast. Called on the training thread: what takes long belongs to a thread."""
+        """Take one forecast."""
         ...
 
     def close(self, summary: Summary) -> None:
@@ -100,6 +105,8 @@ class MemorySink:
         records: one a forecast, oldest first.
         summary: of the closed run; None while it goes on.
     """
+
+    inline = True
 
     def __init__(self) -> None:
         self.records: list[Record] = []
