@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from scale_callbacks.report import save_forecast_png
@@ -42,12 +43,18 @@ class Pictures:
 
     def send(self, writer: RunWriter, summary: Summary) -> None:
         """Make the files and log them; a fault in one does not keep the other back."""
-        self._last = writer.send_file(self._picture, lambda path: save_forecast_png(summary, path))
+        saving = {self._picture: save_forecast_png, self._report: _report_writer()}
+        self._last, faults = 0.0, []
+        for name, save in saving.items():
+            if save is None:
+                continue
+            try:
+                self._last += writer.send_file(name, partial(save, summary))
+            except Exception as fault:
+                faults.append(fault)
         self._spent += self._last
-        if (save := _report_writer()) is not None:
-            took = writer.send_file(self._report, lambda path: save(summary, path))
-            self._last += took
-            self._spent += took
+        if faults:
+            raise faults[0]
 
 
 def _report_writer() -> Callable[[Summary, str], Any] | None:

@@ -63,11 +63,12 @@ class Target:
         """Read a sink's `state_dict()`, as a checkpoint gave it back; anything else is passed over."""
         if not isinstance(state, Mapping):
             return self
-        run_id, token = state.get("run_id"), state.get("token")
+        run_id, token, created = state.get("run_id"), state.get("token"), state.get("created")
         if isinstance(run_id, str) and re.fullmatch(r"[\w-]{1,64}", run_id):
             return replace(self, run_id=run_id, own=state.get("own") is True, resumed=True)
         if isinstance(token, str) and re.fullmatch(r"[0-9a-f]{16}", token):
-            return replace(self, token=token, tried=True)
+            since = created if isinstance(created, int) else self.created
+            return replace(self, token=token, created=since, tried=True)
         return self
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import threading
-import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -33,7 +32,7 @@ class Outbox:
 
     def __init__(self, folder: Path | None, head: Mapping[str, Any], report: Report) -> None:
         self.dropped = 0
-        self._journal = None if folder is None else Journal(folder, {"created": time.time(), **head})
+        self._journal = None if folder is None else Journal(folder, head)
         self._report = report
         self._waiting: deque[tuple[Entry, int | None]] = deque()
         self._guard = threading.Lock()

@@ -121,8 +121,9 @@ class MlflowSink:
 
     def state_dict(self) -> dict[str, Any]:
         """Which run it is, for `resolve_sink(resume=...)` after a restart: plain data without secrets."""
-        own = self._writer.own if self._writer.run_id else self._target.own
-        return {"run_id": self._writer.run_id or self._target.run_id, "own": own, "token": self._target.token}
+        writer, target = self._writer, self._target
+        run_id, own = (writer.run_id, writer.own) if writer.run_id else (target.run_id, target.own)
+        return {"run_id": run_id, "own": own, "token": target.token, "created": target.created}
 
     def open(self, *, wait: float = 0.0) -> None:
         """Start the thread, and wait at most `wait` seconds until it has tried to open the run."""

@@ -145,12 +145,28 @@ def test_an_unfinished_run_claims_no_measured_end(store, run_id, half):
     assert data.tags["forecast.finished"] == "false"
 
 
-def test_the_picture_is_left_at_the_end(store, run_id, whole, tmp_path):
+def test_the_picture_and_the_report_are_left_at_the_end(store, run_id, whole, tmp_path):
     whole.play(MlflowSink(store, run_id))
-    assert [file.path for file in store.list_artifacts(run_id)] == ["forecast.png"]
-    path = store.download_artifacts(run_id, "forecast.png", tmp_path)
-    with open(path, "rb") as file:
+    assert [file.path for file in store.list_artifacts(run_id)] == ["forecast.png", "report.html"]
+    with open(store.download_artifacts(run_id, "forecast.png", tmp_path), "rb") as file:
         assert file.read(8) == b"\x89PNG\r\n\x1a\n"
+    with open(store.download_artifacts(run_id, "report.html", tmp_path), encoding="utf-8") as file:
+        page = file.read()
+    assert page.startswith("<!doctype html>")
+    assert "train_loss" in page
+
+
+def test_a_picture_that_cannot_be_drawn_keeps_nothing_else_back(store, run_id, whole, monkeypatch, caplog):
+    def fail(*_):
+        raise MemoryError("no room for a picture")
+
+    monkeypatch.setattr("scale_callbacks.integrations._mlflow_artifacts.save_forecast_png", fail)
+    sink = MlflowSink.starting(Target(store.tracking_uri, run_id))
+    whole.play(sink)
+    assert [file.path for file in store.list_artifacts(run_id)] == ["report.html"]
+    assert store.get_run(run_id).info.status == "FINISHED"
+    assert sink.faults == 1
+    assert "the figure was not logged: MemoryError" in caplog.text
 
 
 def test_a_run_that_somebody_else_started_stays_open(store, run_id, whole):
@@ -213,7 +229,12 @@ def test_two_metrics_share_a_run_under_two_prefixes(store, run_id, whole, one):
         "val_loss",
     )
     assert data.metrics["forecast_val/final"] == one[0].forecast.value
-    assert {file.path for file in store.list_artifacts(run_id)} == {"forecast.png", "forecast_val.png"}
+    assert {file.path for file in store.list_artifacts(run_id)} == {
+        "forecast.png",
+        "report.html",
+        "forecast_val.png",
+        "forecast_val.report.html",
+    }
     assert second.faults == 0
 
 
@@ -369,7 +390,7 @@ def test_a_run_of_one_step_is_logged_without_a_fault(store, run_id):
 def test_figures_are_drawn_a_few_times_and_less_in_short_runs(store, run_id, whole, one, monkeypatch):
     client = Scripted(store)
     whole.play(MlflowSink(client, run_id, batch_seconds=0))
-    assert [name for name, *_ in client.calls].count("log_artifact") == 1
+    assert [name for name, *_ in client.calls].count("log_artifact") == 2
     # As if the run had lasted for hours: the drawings in between are affordable.
     record, summary = one
     client = Scripted(store)
@@ -381,7 +402,7 @@ def test_figures_are_drawn_a_few_times_and_less_in_short_runs(store, run_id, who
         while sink._outbox and time.monotonic() < deadline:
             time.sleep(0.01)
     sink.close(summary)
-    assert [name for name, *_ in client.calls].count("log_artifact") == 4
+    assert [name for name, *_ in client.calls].count("log_artifact") == 8
 
 
 def test_the_run_s_page_is_named(store, run_id):
