@@ -12,6 +12,10 @@ if TYPE_CHECKING:
     from scale_callbacks.integrations.lightning import LossForecast as LossForecast
     from scale_callbacks.integrations.mlflow import MlflowSink as MlflowSink
     from scale_callbacks.integrations.saturation import SaturationStopping as SaturationStopping
+    from scale_callbacks.integrations.transformers import LossForecastCallback as LossForecastCallback
+    from scale_callbacks.integrations.transformers import (
+        SaturationStoppingCallback as SaturationStoppingCallback,
+    )
     from scale_callbacks.monitor import Monitor as Monitor
     from scale_callbacks.reward import RewardForecaster as RewardForecaster
     from scale_callbacks.saturation import SaturationRule as SaturationRule
@@ -27,12 +31,14 @@ _LAZY = {
     "ConsoleSink": "scale_callbacks.sinks",
     "JsonlSink": "scale_callbacks.sinks",
     "LossForecast": "scale_callbacks.integrations.lightning",
+    "LossForecastCallback": "scale_callbacks.integrations.transformers",
     "MemorySink": "scale_callbacks.sinks",
     "MlflowSink": "scale_callbacks.integrations.mlflow",
     "Monitor": "scale_callbacks.monitor",
     "RewardForecaster": "scale_callbacks.reward",
     "SaturationRule": "scale_callbacks.saturation",
     "SaturationStopping": "scale_callbacks.integrations.saturation",
+    "SaturationStoppingCallback": "scale_callbacks.integrations.transformers",
     "Sink": "scale_callbacks.sinks",
 }
 
