@@ -34,6 +34,8 @@ class Notes:
 class Latest:
     """Sink that keeps the last record, so that it can be shown on every rank."""
 
+    inline = True
+
     def __init__(self) -> None:
         self.record: Record | None = None
 

@@ -10,6 +10,7 @@ from typing import IO, Any, Protocol, runtime_checkable
 from rich.console import Console
 
 from scale_callbacks.curve import Bins
+from scale_callbacks.deviation import Deviation
 from scale_callbacks.forecast import Forecast
 from scale_callbacks.schedule import Schedule
 from scale_callbacks.stopping import Decision
@@ -64,6 +65,7 @@ class Summary:
         warnings: what went wrong, and how often.
         finished: the run has reached its horizon.
         measured: what was to be forecast, once the run is finished.
+        deviation: how far the loss is from what was forecast for it; None before that can be said.
     """
 
     name: str
@@ -78,14 +80,20 @@ class Summary:
     warnings: Mapping[str, int]
     finished: bool
     measured: float | None = None
+    deviation: Deviation | None = None
 
 
 @runtime_checkable
 class Sink(Protocol):
-    """Takes records while the run goes on; the monitor guards the run against what it raises."""
+    """Takes records while the run goes on; the monitor guards the run against all that goes wrong in it.
+
+    A sink is called on a thread of its own, always the same one, one call after the other. Training waits for
+    it, but 50 ms at most: what is slower goes on beside the training. A sink that only puts the record
+    somewhere may set the attribute `inline = True`, to be called on the training thread.
+    """
 
     def write(self, record: Record, summary: Summary) -> None:
-        """Take one forecast. Called on the training thread: what takes long belongs to a thread."""
+        """Take one forecast."""
         ...
 
     def close(self, summary: Summary) -> None:
@@ -100,6 +108,8 @@ class MemorySink:
         records: one a forecast, oldest first.
         summary: of the closed run; None while it goes on.
     """
+
+    inline = True
 
     def __init__(self) -> None:
         self.records: list[Record] = []
