@@ -16,6 +16,7 @@ from scale_callbacks.schedule import Schedule
 
 STATE_VERSION = 2  # 1: one window, no plan, no MLflow run
 NEVER = sys.maxsize
+PATIENCE = 0.05  # seconds in which sinks may finish with a plan that is given up
 GRACE = 64  # optimizer steps in which a module may log a name for the first time
 
 
@@ -161,6 +162,7 @@ class Watch:
         if plan is self.schedule:
             return
         self._note(f"{_plan.told(self.schedule, plan)}: followed from here on")
+        self.monitor.flush(PATIENCE)
         state, self.schedule = self.monitor.state_dict(), plan
         self.monitor = self._outlet.monitor(plan)
         self.monitor.load_state_dict(state)
