@@ -3,6 +3,7 @@
 import typer
 
 from scale_callbacks.commands.backtest import backtest
+from scale_callbacks.commands.replay import replay
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_show_locals=False)
 
@@ -13,6 +14,7 @@ def main() -> None:
 
 
 app.command()(backtest)
+app.command()(replay)
 
 
 if __name__ == "__main__":
