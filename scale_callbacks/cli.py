@@ -4,6 +4,8 @@ import typer
 
 from scale_callbacks.commands.backtest import backtest
 from scale_callbacks.commands.replay import replay
+from scale_callbacks.commands.report import report
+from scale_callbacks.commands.watch import watch
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_show_locals=False)
 
@@ -15,6 +17,8 @@ def main() -> None:
 
 app.command()(backtest)
 app.command()(replay)
+app.command()(report)
+app.command()(watch)
 
 
 if __name__ == "__main__":

@@ -35,7 +35,9 @@ def one_line_errors() -> Iterator[None]:
     """Turn what readers raise into one line and exit code 2."""
     try:
         yield
-    except (ValueError, OSError, ImportError) as fault:
+    except OSError as fault:
+        fail(f"{fault.filename}: {fault.strerror}" if fault.filename and fault.strerror else str(fault))
+    except (ValueError, ImportError) as fault:
         fail(str(fault) or type(fault).__name__)
 
 
@@ -82,15 +84,15 @@ class LateProgress:
         return told
 
 
-def forecast_table(summary: Summary) -> Table:
-    """The forecasts over time, some fifteen of them, beside the truth where it is known."""
+def forecast_table(summary: Summary, *, rows: int = ROWS) -> Table:
+    """The forecasts over time, the last `rows` of them, beside the truth where it is known."""
     truth, horizon = summary.measured, horizon_of(summary)
     level = "interval" if summary.forecast is None else f"{summary.forecast.level:.0%} interval"
     table = Table(title=f"{printable(summary.name, 60)}: forecasts over time", title_justify="left")
     for heading in ("seen", "step", "forecast", level, *(("error", "held") if truth is not None else ())):
         table.add_column(heading, justify="right")
     table.add_column("status")
-    for point in _spread(summary.history, horizon):
+    for point in _spread(summary.history, horizon)[-rows:]:
         value, low, high = rounded(point.value, point.low, point.high)
         cells = [f"{point.step / horizon:.0%}", f"{point.step:,}", value, f"{low} to {high}"]
         if truth is not None:
@@ -114,4 +116,4 @@ def _spread(history: tuple[ForecastPoint, ...], horizon: int) -> list[ForecastPo
             chosen[before[-1].step] = before[-1]
     if history:
         chosen[history[-1].step] = history[-1]
-    return [chosen[step] for step in sorted(chosen)][-ROWS:]
+    return [chosen[step] for step in sorted(chosen)]

@@ -21,7 +21,8 @@ from scale_callbacks.commands._common import (
 if TYPE_CHECKING:
     from scale_callbacks.logs import Log
     from scale_callbacks.monitor import Forecaster
-    from scale_callbacks.sinks import Summary
+    from scale_callbacks.sinks import Record, Summary
+    from scale_callbacks.stopping import Decision
 
 Source = Annotated[
     str,
@@ -80,6 +81,7 @@ def replayed(source: str, progress: LateProgress, **options: Any) -> Summary:
     from scale_callbacks.monitor import Monitor
     from scale_callbacks.replay import replay as play
     from scale_callbacks.saturation import SaturationRule
+    from scale_callbacks.sinks import MemorySink
 
     reward = bool(options["reward"])
     log = read_log(
@@ -92,9 +94,10 @@ def replayed(source: str, progress: LateProgress, **options: Any) -> Summary:
         told=progress.stage("reading"),
     )
     forecaster, guessed = _forecaster(log, options)
-    monitor = Monitor(forecaster, name=log.name, rules=[SaturationRule()] if reward else [])
+    kept = MemorySink()
+    monitor = Monitor(forecaster, name=log.name, rules=[SaturationRule()] if reward else [], sinks=[kept])
     play(log, monitor, told=progress.stage("replaying"))
-    summary = monitor.summary()
+    summary = changed(monitor.summary(), decision=_first_stop(kept.records) or monitor.decision)
     origin = {"replayed from": log.label, "plan from": options["schedule"] or "the logged learning rates"}
     if summary.schedule is None:
         del origin["plan from"]
@@ -127,6 +130,17 @@ def tell(console: Console, summary: Summary) -> None:
         say(console, f"decision: {'stop, ' if summary.decision.stop else ''}{summary.decision.reason}")
     for what, count in summary.warnings.items():
         say(console, f"{count} x {what}")
+
+
+def _first_stop(records: list[Record]) -> Decision | None:
+    """Where the run would have been stopped; what the rules say after that no live run would hear."""
+    from scale_callbacks.stopping import Decision
+
+    for record in records:
+        if record.decision.stop:
+            told = record.decision
+            return Decision(True, f"at step {record.step:,}: {told.reason}", told.evidence)
+    return None
 
 
 def _forecaster(log: Log, options: dict[str, Any]) -> tuple[Forecaster, str]:

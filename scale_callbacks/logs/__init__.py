@@ -114,6 +114,8 @@ def _open_path(path: Path, step: str | None, told: Told) -> Source:
         return EventFiles(path, told)
     with path.open("rb") as file:
         begin = file.read(2000)
+    if b"\0" in begin:
+        raise ValueError(f"{path} is no text file: give CSV, JSON or JSONL in UTF-8, or an event file")
     if b'"log_history"' in begin or path.name == "trainer_state.json":
         return TrainerState(path)
     if begin.lstrip(b"\xef\xbb\xbf \t\r\n")[:1] in (b"{", b"["):

@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import io
 import json
+import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from itertools import islice
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from scale_callbacks.logs.log import Series
+from scale_callbacks.logs.log import Floats, Series, joined
 from scale_callbacks.logs.names import STEPS, choose
 from scale_callbacks.logs.table import ROW, Told, nobody
+from scale_callbacks.report_text import printable
 
-CHUNK = 10_000  # lines parsed at once
+READ = 1 << 20  # characters parsed at once
+CHUNK = 10_000  # rows of a list taken at once
 LOOK = 1000  # rows looked at for names before all are read
+Rows = list[dict[str, Any]]
 CUT = "line or entry cut short or no JSON object, left out"
 
 
@@ -39,7 +43,7 @@ class JsonSource:
         self.notes: Counter[str] = Counter()
         self._path, self._told = path, told
         keys: dict[str, None] = {}
-        for row in islice(rows_of(path, Counter(), nobody), LOOK):
+        for row in islice(chain.from_iterable(chunks_of(path, Counter(), nobody)), LOOK):
             keys |= dict.fromkeys(row)
         if not keys:
             raise ValueError(f"{path} holds no JSON object: one a line is needed, or a list of them")
@@ -53,54 +57,55 @@ class JsonSource:
     def read(self, names: Sequence[str]) -> dict[str, Series]:
         """Steps and values of keys; rows without the key are left out."""
         self.notes.pop(CUT, None)
-        return collected(rows_of(self._path, self.notes, self._told), self._step, names, self.notes)
+        return collected(chunks_of(self._path, self.notes, self._told), self._step, names, self.notes)
 
 
 def collected(
-    rows: Iterator[Mapping[str, Any]], step: str | None, names: Sequence[str], notes: Counter[str]
+    chunks: Iterable[Rows], step: str | None, names: Sequence[str], notes: Counter[str]
 ) -> dict[str, Series]:
     """Steps and values of some keys of many rows.
 
     Args:
-        rows: the rows, in the order of logging.
+        chunks: the rows, some at a time, in the order of logging.
         step: the key of steps; None numbers the rows.
         names: the keys.
         notes: counts values that are no numbers.
     """
-    steps: dict[str, list[float]] = {name: [] for name in names}
-    values: dict[str, list[float]] = {name: [] for name in names}
-    for number, row in enumerate(rows, start=1):
-        at: Any = number if step is None else row.get(step)
-        if type(at) is not int and type(at) is not float:
-            at = _number(at)
+    found: dict[str, list[Series]] = {name: [] for name in names}
+    number = 0
+    for rows in chunks:
+        if step is None:
+            at = np.arange(number + 1.0, number + len(rows) + 1.0)
+        else:
+            at = _column([row.get(step) for row in rows], step, Counter())
+        number += len(rows)
         for name in names:
-            value = row.get(name)
-            if value is None:
-                continue
-            if type(value) is not float:
-                value = _number(value)
-                if value != value and row[name] not in ("NaN", "nan"):
-                    notes[f"{name}: no number, left out"] += 1
-            steps[name].append(at)
-            values[name].append(value)
-    return {name: (np.array(steps[name], dtype=float), np.array(values[name], dtype=float)) for name in names}
+            cells = [row.get(name) for row in rows]
+            values = _column(cells, name, notes)
+            if None in cells:
+                there = np.array([cell is not None for cell in cells], dtype=bool)
+                found[name].append((at[there], values[there]))
+            else:
+                found[name].append((at, values))
+    return {name: joined(parts) for name, parts in found.items()}
 
 
-def rows_of(path: Path, notes: Counter[str], told: Told) -> Iterator[dict[str, Any]]:
-    """The objects of a file, flattened; what cannot be read is counted."""
+def chunks_of(path: Path, notes: Counter[str], told: Told) -> Iterator[Rows]:
+    """The objects of a file, flattened, some at a time; what cannot be read is counted."""
     with path.open(encoding="utf-8-sig", errors="replace") as file:
         begin = file.read(4096).lstrip()[:1]
     if begin == "[":
         text = path.read_text(encoding="utf-8-sig", errors="replace")
-        for item in salvaged(text, text.index("[") + 1, notes):
-            yield flat(item)
+        items = salvaged(text, text.index("[") + 1, notes)
+        while rows := [flat(item) for item in islice(items, CHUNK)]:
+            yield rows
         return
     size = max(path.stat().st_size, 1)
     with path.open("rb") as raw:
         file = io.TextIOWrapper(raw, encoding="utf-8-sig", errors="replace")
-        while lines := list(islice(file, CHUNK)):
+        while lines := file.readlines(READ):
             told(min(raw.tell() / size, 1.0))
-            yield from _parsed(lines, notes)
+            yield _parsed(lines, notes)
 
 
 def salvaged(text: str, start: int, notes: Counter[str]) -> Iterator[dict[str, Any]]:
@@ -135,19 +140,18 @@ def flat(item: Mapping[str, Any], before: str = "", depth: int = 0) -> dict[str,
     return row
 
 
-def _parsed(lines: list[str], notes: Counter[str]) -> Iterator[dict[str, Any]]:
+def _parsed(lines: list[str], notes: Counter[str]) -> Rows:
     filled = [line for line in lines if not line.isspace()]
+    text = ",".join(filled)
     try:
-        items = json.loads(f"[{','.join(filled)}]")
+        items = json.loads(f"[{text}]")
         if len(items) != len(filled):
             raise ValueError("several values a line")
     except (ValueError, RecursionError):
         items = [_line(line) for line in filled]
-    for item in items:
-        if isinstance(item, dict):
-            yield flat(item)
-        else:
-            notes[CUT] += 1
+    rows = [item for item in items if isinstance(item, dict)]
+    notes[CUT] += len(items) - len(rows)
+    return rows if text.count("{") == len(rows) else [flat(row) for row in rows]
 
 
 def _line(line: str) -> Any:
@@ -157,11 +161,16 @@ def _line(line: str) -> Any:
         return None
 
 
-def _number(value: Any) -> float:
-    """A number, also where it was logged as text; NaN for what is none."""
-    if isinstance(value, bool) or not isinstance(value, int | float | str):
-        return float("nan")
+def _column(cells: list[Any], name: str, notes: Counter[str]) -> Floats:
+    """Numbers, also where they were logged as text; NaN where there is none, counted unless it says so."""
     try:
-        return float(value)
-    except (ValueError, OverflowError):
-        return float("nan")
+        return np.array(cells, dtype=np.float64)
+    except (ValueError, TypeError, OverflowError):
+        pass
+    values = np.full(len(cells), np.nan)
+    for i, cell in enumerate(cells):
+        try:
+            values[i] = math.nan if cell is None else float(cell)
+        except (ValueError, TypeError, OverflowError):
+            notes[f"{printable(name, 60)}: no number, left out"] += 1
+    return values

@@ -14,7 +14,8 @@ Floats = NDArray[np.float64]
 Series = tuple[Floats, Floats]
 
 RESTARTS = 1000  # more steps back than these are no restarts, but a shuffled file
-FAR = 10.0  # times the length of a run beyond which a step belongs to another unit
+FAR = 10.0  # times the length of a run beyond which its last few steps belong to another unit
+JUMP, SOME = 1000.0, 20  # the same of many steps: so much further after so many
 
 
 class Source(Protocol):
@@ -113,6 +114,13 @@ def aligned(at: Floats, series: Series) -> Floats:
     return np.where(steps[index] == at, values[index], np.nan)
 
 
+def joined(parts: Sequence[Series]) -> Series:
+    """Pieces of a metric, read one after the other, as one."""
+    if not parts:
+        return np.empty(0), np.empty(0)
+    return np.concatenate([steps for steps, _ in parts]), np.concatenate([values for _, values in parts])
+
+
 def _whole(steps: Floats, values: Floats, name: str, notes: Counter[str]) -> Series:
     whole = steps == np.floor(steps)
     broken = len(steps) - int(whole.sum())
@@ -153,17 +161,20 @@ def _of_one_unit(steps: Floats, values: Floats, name: str, notes: Counter[str]) 
     """Leave out a few steps that lie far beyond all others; they would be taken for the run's length."""
     if len(steps) < 8:
         return steps, values
-    gaps = np.diff(steps)
-    far = np.flatnonzero(gaps > FAR * np.maximum(steps[:-1] - steps[0], np.median(gaps) * 3.0))
-    far = far[far >= 3]
+    gaps, before = np.diff(steps), steps[:-1] - steps[0]
+    jumps = np.flatnonzero(gaps > JUMP * before)
+    if len(jumps) and jumps[-1] >= SOME:
+        at = int(jumps[-1])
+        if len(steps) - at > 0.2 * len(steps):
+            raise ValueError(
+                f"{name}: steps jump from {steps[at]:,.0f} to {steps[at + 1]:,.0f}: two units in one column? "
+                "name another with --step, or split the file"
+            )
+    far = np.flatnonzero(gaps > FAR * np.maximum(before, 3.0 * np.median(gaps)))
+    far = far[far >= 0.8 * len(steps)]
     if len(far) == 0:
         return steps, values
     cut = int(far[0]) + 1
-    if len(steps) - cut > 0.2 * len(steps):
-        raise ValueError(
-            f"{name}: steps jump from {steps[cut - 1]:,.0f} to {steps[cut]:,.0f}: two units in one column? "
-            "name another with --step, or split the file"
-        )
     _count(notes, f"{name}: step far beyond all others (another unit?), left out", len(steps) - cut)
     return steps[:cut], values[:cut]
 

@@ -42,7 +42,9 @@ class MlflowRun:
         self.names: Sequence[str] = sorted(run.data.metrics, key=lambda name: (name.startswith(OWN), name))
         if not self.names:
             raise ValueError(f"{self.label} has logged no metric")
-        self.planned = _planned(run.data.params)
+        self.params, self.tags = dict(run.data.params), dict(run.data.tags)
+        self.latest = dict(run.data.metrics)
+        self.planned = _planned(self.params)
 
     def is_mean(self, name: str) -> bool:
         """Nothing is known of how a metric came about."""

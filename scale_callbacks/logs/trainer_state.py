@@ -44,18 +44,19 @@ class TrainerState:
         self.planned = _count(state.get("max_steps"))
         done = _count(state.get("global_step"))
         self.ended = None if self.planned is None or done is None else done >= self.planned
-        keys = dict.fromkeys(key for row in self._rows for key in row)
+        # The row at the end of the training sums it up: its "train_loss" is the mean over the whole run.
+        keys = dict.fromkeys(key for row in self._rows if "train_runtime" not in row for key in row)
         self.names: Sequence[str] = [key for key in keys if key not in ("step", "epoch")]
         if not self.names:
             raise ValueError(f"{path}: its log history is empty; was anything logged (logging_steps)?")
 
     def is_mean(self, name: str) -> bool:
-        """The train loss is the mean over the steps since the last one; an evaluation is not."""
-        return name == "loss"
+        """What a Trainer logs while training is the mean over the steps since; an evaluation is not."""
+        return not name.startswith("eval_")
 
     def read(self, names: Sequence[str]) -> dict[str, Series]:
         """Steps and values of metrics."""
-        return collected(iter(self._rows), "step", names, self.notes)
+        return collected([self._rows], "step", names, self.notes)
 
 
 def _state(text: str) -> dict[str, Any]:
