@@ -6,12 +6,11 @@ import logging
 import os
 import sys
 from collections.abc import Iterable, Mapping
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from scale_callbacks.integrations._mlflow_open import find_run, go_on, resumable, start_run
-from scale_callbacks.integrations._mlflow_run import fault_text
+from scale_callbacks.integrations._mlflow_open import Target
 from scale_callbacks.integrations._mlflow_sink import MlflowSink, is_mlflow_logger
+from scale_callbacks.integrations._mlflow_text import fault_text, is_local
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -103,7 +102,7 @@ def _sink_of_active_run(environ: Mapping[str, str], prefix: str) -> MlflowSink |
         return MlflowSink(mlflow.MlflowClient(), active.info.run_id, prefix=prefix)
     if run_id := environ.get("MLFLOW_RUN_ID"):
         uri = environ.get("MLFLOW_TRACKING_URI") or _own_store()
-        return _opened(MlflowSink.starting(partial(find_run, uri, run_id), address=uri, prefix=prefix), uri)
+        return _opened(Target(uri, run_id, own=False), prefix)
     return None
 
 
@@ -116,10 +115,8 @@ def _sink_of_own_run(
     # In a store that somebody named, MLflow's own default; in one that only we chose, ours.
     name = experiment or ("Default" if uri else OWN_EXPERIMENT)
     store = uri or _own_store()
-    start = partial(start_run, store, name, environ.get("MLFLOW_EXPERIMENT_ID"))
-    if (earlier := resumable(resume)) is not None:
-        start = partial(go_on, store, earlier, start)
-    return _opened(MlflowSink.starting(start, address=store, prefix=prefix), store)
+    target = Target(store, experiment=name, experiment_id=environ.get("MLFLOW_EXPERIMENT_ID"))
+    return _opened(target.resuming(resume), prefix)
 
 
 def _own_store() -> str:
@@ -127,11 +124,11 @@ def _own_store() -> str:
     return f"sqlite:///{os.path.abspath(OWN_STORE)}"
 
 
-def _opened(sink: MlflowSink, uri: str) -> MlflowSink:
+def _opened(target: Target, prefix: str) -> MlflowSink:
     import mlflow  # noqa: F401  takes seconds: now, rather than in the thread beside the first training steps
 
-    local = uri.startswith(("sqlite:", "file:")) or "://" not in uri
-    sink.open(wait=SET_UP if local else 0.0)
+    sink = MlflowSink.starting(target, prefix=prefix)
+    sink.open(wait=SET_UP if is_local(target.uri) else 0.0)
     return sink
 
 

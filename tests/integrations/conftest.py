@@ -9,11 +9,15 @@ os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 
 
 @pytest.fixture(autouse=True)
-def _mlflow_as_if_fresh(monkeypatch):
-    """No store and no run from the tester's environment, nor from the test before (a logger sets both)."""
+def journals(monkeypatch, tmp_path):
+    """No store and no run from the tester's environment, nor from the test before (a logger sets both).
+
+    The journals, which would go to the tester's home, go to the folder that this gives.
+    """
     for name in [name for name in os.environ if name.startswith("MLFLOW_") and "TELEMETRY" not in name]:
         monkeypatch.delenv(name)
-    yield
+    monkeypatch.setenv("SCALE_CALLBACKS_JOURNAL", str(tmp_path / "journals"))
+    yield tmp_path / "journals"
     if "mlflow" in sys.modules:
         mlflow = sys.modules["mlflow"]
         while mlflow.active_run():
