@@ -118,6 +118,6 @@ def _planned(params: Any) -> int | None:
 
 
 def _plain(fault: Exception) -> str:
-    from scale_callbacks.integrations._mlflow_run import without_secrets
+    from scale_callbacks.integrations._mlflow_text import without_secrets
 
     return without_secrets(str(fault)).splitlines()[0][:300] if str(fault) else type(fault).__name__
