@@ -25,6 +25,8 @@ class Outlets:
         outcome: how the run ended if badly, "FAILED" or "KILLED".
     """
 
+    inline = True  # the trainer's own reporting belongs on its thread
+
     def __init__(
         self,
         around: Surroundings,

@@ -204,6 +204,9 @@ def _state_of(summary: Summary) -> dict[str, str]:
         "reason": summary.decision.reason,
         "warnings": "; ".join(f"{count} x {what}" for what, count in summary.warnings.items()),
     }
+    if summary.deviation is not None:
+        away = summary.deviation.outside
+        state["deviation"] = ("above" if summary.deviation.score > 0 else "below") if away else "none"
     if summary.forecast is not None:
         state["status"] = str(summary.forecast.status)
         state |= {f"weight.{law}": f"{share:.3f}" for law, share in summary.forecast.weights.items()}

@@ -9,6 +9,7 @@ from scale_callbacks.schedule import Schedule
 from scale_callbacks.stopping import Decision, Rule
 
 if TYPE_CHECKING:
+    from scale_callbacks.deviation import DivergenceRule as DivergenceRule
     from scale_callbacks.integrations.lightning import LossForecast as LossForecast
     from scale_callbacks.integrations.mlflow import MlflowSink as MlflowSink
     from scale_callbacks.integrations.saturation import SaturationStopping as SaturationStopping
@@ -29,6 +30,7 @@ __version__ = "0.1.0"
 # Loaded on first use, so that `import scale_callbacks` stays quick and needs no framework.
 _LAZY = {
     "ConsoleSink": "scale_callbacks.sinks",
+    "DivergenceRule": "scale_callbacks.deviation",
     "JsonlSink": "scale_callbacks.sinks",
     "LossForecast": "scale_callbacks.integrations.lightning",
     "LossForecastCallback": "scale_callbacks.integrations.transformers",

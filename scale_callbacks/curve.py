@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+import math
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -142,6 +143,14 @@ class Curve:
             return sum(values) / len(values) if values else None
         later = [(row[0], row[2]) for row in self._rows if row[0] and row[1] > step]
         return sum(n * mean for n, mean in later) / sum(n for n, _ in later) if later else None
+
+    def until(self, step: float) -> Curve:
+        """A copy that has seen nothing past a step; of the bin that the step cuts, as a rewind leaves it."""
+        twin = Curve(1)
+        twin.load_state_dict(self.state_dict())
+        if twin.n and step < twin._stream[1]:
+            twin._rewind(max(math.nextafter(step, math.inf), 0.0))
+        return twin
 
     def bins(self) -> Bins:
         """The occupied bins so far."""

@@ -10,6 +10,7 @@ from typing import IO, Any, Protocol, runtime_checkable
 from rich.console import Console
 
 from scale_callbacks.curve import Bins
+from scale_callbacks.deviation import Deviation
 from scale_callbacks.forecast import Forecast
 from scale_callbacks.schedule import Schedule
 from scale_callbacks.stopping import Decision
@@ -64,6 +65,7 @@ class Summary:
         warnings: what went wrong, and how often.
         finished: the run has reached its horizon.
         measured: what was to be forecast, once the run is finished.
+        deviation: how far the loss is from what was forecast for it; None before that can be said.
     """
 
     name: str
@@ -78,6 +80,7 @@ class Summary:
     warnings: Mapping[str, int]
     finished: bool
     measured: float | None = None
+    deviation: Deviation | None = None
 
 
 @runtime_checkable
