@@ -1,4 +1,5 @@
 import contextlib
+import gc
 import os
 import signal
 import socket
@@ -131,3 +132,19 @@ def server(_server_process, journals, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", _server_process.user)
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", _server_process.password)
     return _server_process
+
+
+@pytest.fixture(scope="module")
+def quick_collections():
+    """A training of Transformers collects garbage: half a second among the modules loaded by now."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
+@pytest.fixture
+def few_forecasts(monkeypatch):
+    """Each forecast of a loss costs some 50 ms: ten a run are enough for what is tested here."""
+    monkeypatch.setattr("scale_callbacks.monitor.LINEAR", 0.1)
+    monkeypatch.setattr("scale_callbacks.monitor.RATIO", 2.0)
