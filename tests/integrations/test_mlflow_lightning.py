@@ -79,13 +79,15 @@ def test_a_fit_that_fails_leaves_a_failed_run_of_its_own(store_uri, store, tmp_p
 @pytest.mark.parametrize(
     "every", [None, pytest.param(10, marks=pytest.mark.slow)], ids=["by epoch", "by step"]
 )
-def test_beside_autologging_each_forecast_is_logged_once_and_in_its_run(store_uri, store, tmp_path, every):
+def test_beside_autologging_each_forecast_is_logged_once_and_in_its_run(
+    store_uri, store, tmp_path, every, monkeypatch
+):
     import mlflow
 
     name = f"autolog {tmp_path.name}"
     experiment = store.create_experiment(name, artifact_location=tmp_path.as_uri())
     mlflow.set_tracking_uri(store_uri)
-    mlflow.set_experiment(name)
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", name)  # set_experiment() would hold for later tests, too
     options = {} if every is None else {"log_every_n_step": every}
     mlflow.pytorch.autolog(log_models=False, checkpoint=False, silent=True, **options)
     try:

@@ -237,9 +237,9 @@ def test_a_resumed_training_goes_on_in_its_run(server, environ, journals):
     assert list(journals.iterdir()) == []
 
 
-def test_the_innermost_of_nested_runs_gets_the_forecasts(server, environ):
+def test_the_innermost_of_nested_runs_gets_the_forecasts(server, environ, monkeypatch):
     mlflow.set_tracking_uri(environ["MLFLOW_TRACKING_URI"])
-    mlflow.set_experiment(environ["MLFLOW_EXPERIMENT_NAME"])
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", environ["MLFLOW_EXPERIMENT_NAME"])
     with mlflow.start_run() as parent, mlflow.start_run(nested=True) as child:
         training = Training({}).to(STEPS)
         training.monitor.close()
