@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scale_callbacks._state import check_seal, finite, natural, reading, sealed
+from scale_callbacks._text import fault_text
 from scale_callbacks.curve import Curve
 from scale_callbacks.delivery import Delivery
 from scale_callbacks.deviation import Deviation, Expectation, deviation, frozen
@@ -320,7 +321,7 @@ class Monitor:
             self._note(what, fault)
 
     def _note(self, what: str, fault: BaseException) -> None:
-        self._count(what, f"{type(fault).__name__}: {fault}")
+        self._count(what, fault_text(fault))
 
     def _count(self, what: str, detail: str) -> None:
         """Count what went wrong; log its first time (logging, since a warning may become an error)."""

@@ -165,6 +165,6 @@ def _damaged(value, rng: np.random.Generator):
         else:
             value[name] = _damaged(value[name], rng)
         return value
-    if isinstance(value, int | float) and not isinstance(value, bool) and rng.random() < 0.5:
+    if isinstance(value, int | float) and abs(value) < 1e300 and rng.random() < 0.5:
         return value * float(rng.choice([-1.0, 0.999, 2.0, 1e6])) + float(rng.choice([0.0, 1.0]))
     return NONSENSE[int(rng.integers(len(NONSENSE)))]
