@@ -12,18 +12,26 @@ from typing import TYPE_CHECKING, Any
 
 from scale_callbacks.integrations._mlflow_journal import Entry
 from scale_callbacks.integrations._mlflow_open import Opened
-from scale_callbacks.integrations._mlflow_text import mlflow_key
+from scale_callbacks.integrations._mlflow_text import is_local, mlflow_key, public_address
 
 if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
     from scale_callbacks.sinks import Record, Summary
 
 BATCH = 1000  # metrics that MLflow takes in one call
+QUIET = "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"
 TEXT = 500  # characters of a param or tag that every MLflow server takes
 
 
 def entry_of(record: Record, summary: Summary, prefix: str) -> Entry:
     """Write down what a forecast gives to send: its metrics, the weights of the laws, the run's state."""
     metrics = dict(record.metrics)
+    if prefix != "forecast":  # a second metric in one run: the areas are the first one's to tell
+        own = f"forecast/{record.name}"
+        away = metrics.get("forecast/deviation")
+        metrics = {name: value for name, value in metrics.items() if name.startswith(own)}
+        metrics |= {} if away is None else {f"{prefix}/deviation": away}
     if record.forecast is not None:
         metrics[f"{prefix}/final"] = record.forecast.value
         metrics |= {f"{prefix}/weight/{law}": share for law, share in record.forecast.weights.items()}
@@ -140,7 +148,7 @@ class RunWriter:
 
     def end(self, status: str) -> None:
         """End the run as "FINISHED", "FAILED" or "KILLED"."""
-        with self._asking() as (client, run_id, _):
+        with self._asking() as (client, run_id, _), _no_password_printed(client):
             client.set_terminated(run_id, status)
 
     def _learn(self, keys: set[str]) -> None:
@@ -187,6 +195,24 @@ class RunWriter:
             self.answering = True
         finally:
             self.asked_at = None
+
+
+@contextmanager
+def _no_password_printed(client: MlflowClient) -> Iterator[None]:
+    """Keep MLflow from printing the run's page with the password that the store's address holds."""
+    address = str(getattr(client, "tracking_uri", None))
+    if is_local(address) or public_address(address) == address:
+        yield
+        return
+    before = os.environ.get(QUIET)
+    os.environ[QUIET] = "true"
+    try:
+        yield
+    finally:
+        if before is None:
+            os.environ.pop(QUIET, None)
+        else:
+            os.environ[QUIET] = before
 
 
 def _entry(step: int, metrics: Mapping[str, float], summary: Summary, prefix: str) -> Entry:

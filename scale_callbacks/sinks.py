@@ -1,13 +1,13 @@
 """Where forecasts go: the record of one forecast, the summary of a run, and the sinks that take them."""
 
+from __future__ import annotations
+
 import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Protocol, runtime_checkable
-
-from rich.console import Console
+from typing import IO, TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from scale_callbacks.curve import Bins
 from scale_callbacks.deviation import Deviation
@@ -15,6 +15,9 @@ from scale_callbacks.forecast import Forecast
 from scale_callbacks.forecast_lines import last_line_of, line_of
 from scale_callbacks.schedule import Schedule
 from scale_callbacks.stopping import Decision
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 Setting = str | float | int | bool
 
@@ -202,6 +205,8 @@ class ConsoleSink:
             self._say(f"{count} x {warning}")
 
     def _say(self, text: str) -> None:
+        from rich.console import Console  # a tenth of a second, for those who print
+
         (self.console or Console()).print(text, markup=False, highlight=False, soft_wrap=True)
 
 
