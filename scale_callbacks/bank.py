@@ -226,8 +226,8 @@ class LawBank:
     def _walks(self, evidence: Evidence, points: Floats) -> list[Regression]:
         clock = self.prior.clock
         tables = Tables.of(self.plan, self.decay, self.drop, self._stirred, clock, evidence.steps, points)
-        stir = self.prior.stir[0] ** 2
-        return [Regression(self.grid, tables, evidence, sd**2, stir) for sd in self.prior.wander]
+        priors, stir = self.grid.priors(tables), self.prior.stir[0] ** 2
+        return [Regression(priors, tables, evidence, sd**2, stir) for sd in self.prior.wander]
 
     def _heavy(self, walks: list[Regression], prior: Floats) -> _Found:
         """All members that carry weight: decays are scouted under a few drops first."""

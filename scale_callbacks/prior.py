@@ -142,7 +142,8 @@ class Prior:
         part = min(max(2.0 * to_come - 0.2, 0.0), 1.0)
         logs = np.log(settled) * (1.0 - part) + np.log(open_) * part
         kind = sum(kinds.get(regime.name, 0.0) * regime.widened(seen) for regime in self.regimes)
-        return float(np.exp(np.interp(seen, shares, logs) + kind))
+        familiar = 1.0 - kinds.get("other", 0.0) - kinds.get("finetuning", 0.0)  # the others set the table
+        return float(np.exp(familiar * np.interp(seen, shares, logs) + kind))
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Self:

@@ -50,6 +50,30 @@ class Grid:
     falls: Floats
     fall_width: Floats
 
+    def priors(self, tables: Tables) -> Priors:
+        """Priors of the coefficients over the present loss, given the features at the last bin."""
+        now_decay = np.maximum(tables.decay[:, -1:], 0.0)
+        now_drop = np.maximum(tables.drop[:, -1:], 0.0)
+        slope = self.slopes / (1.0 + self.slopes * now_decay)  # over the final loss the member expects
+        fall = self.falls / (1.0 + self.falls * now_drop)
+        return Priors(slope, fall, (self.slope_width * slope) ** -2, (self.fall_width * fall) ** -2)
+
+
+class Priors(NamedTuple):
+    """Gaussian priors of all members' coefficients: means and precisions.
+
+    Attributes:
+        slope: (decays, slopes).
+        fall: (drops, depths).
+        slope_precision: (decays, slopes).
+        fall_precision: (drops, depths).
+    """
+
+    slope: Floats
+    fall: Floats
+    slope_precision: Floats
+    fall_precision: Floats
+
 
 @dataclass(frozen=True)
 class Tables:
@@ -142,14 +166,16 @@ class Regression:
     """Conjugate regression of all members under one variance of the random walk.
 
     Args:
-        grid: the members' coefficients.
+        priors: of the members' coefficients, from `Grid.priors`.
         tables: their features at bins and points.
         evidence: the binned curve.
         wander: variance of the random walk per unit of its clock.
         stir: variance that a sudden change of the rate by its peak adds to the walk.
     """
 
-    def __init__(self, grid: Grid, tables: Tables, evidence: Evidence, wander: float, stir: float) -> None:
+    def __init__(
+        self, priors: Priors, tables: Tables, evidence: Evidence, wander: float, stir: float
+    ) -> None:
         noise = evidence.variance * evidence.values**2 * tables.fade
         self._clock = wander * tables.walk + stir * tables.stir
         self._clock_at = wander * tables.walk_at + stir * tables.stir_at
@@ -163,7 +189,7 @@ class Regression:
         self._eliminate_level(*self._white)
         self._const = -0.5 * float(y[:, 0] @ y[:, 0]) - float(np.log(np.diag(root)).sum())
         self._const += 0.5 * self._h0**2 / self._d0 - 0.5 * float(np.log(self._d0))
-        self._add_priors(grid, tables)
+        self._add_priors(priors)
 
     @cached_property
     def _ahead(self) -> _Ahead:
@@ -191,12 +217,8 @@ class Regression:
         self._b1 = decay.T @ y - self._l1 * self._h0
         self._b2 = drop.T @ y - self._l2 * self._h0
 
-    def _add_priors(self, grid: Grid, tables: Tables) -> None:
-        now_decay = np.maximum(tables.decay[:, -1:], 0.0)
-        now_drop = np.maximum(tables.drop[:, -1:], 0.0)
-        slope = grid.slopes / (1.0 + grid.slopes * now_decay)  # over the final loss the member expects
-        fall = grid.falls / (1.0 + grid.falls * now_drop)
-        p1, p2 = (grid.slope_width * slope) ** -2, (grid.fall_width * fall) ** -2
+    def _add_priors(self, priors: Priors) -> None:
+        slope, fall, p1, p2 = priors
         self._d1, self._h1 = self._a11[:, None] + p1, self._b1[:, None] + p1 * slope
         self._d2, self._h2 = self._a22[:, None] + p2, self._b2[:, None] + p2 * fall
         self._log1 = 0.5 * (self._h1**2 / self._d1 - np.log(self._d1 / p1) - p1 * slope**2)
