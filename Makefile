@@ -4,11 +4,14 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-slow check bench clean
+.PHONY: demo demo-grpo test test-slow check bench clean
 .DELETE_ON_ERROR:
 
 demo: $(READY)
 	$(BIN)/python examples/pretrain_gpt.py
+
+demo-grpo: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python examples/grpo_saturation.py --to-the-end
 
 test: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q

@@ -1,24 +1,24 @@
-"""MlflowSink: a queue and a thread between the training and an MLflow run."""
+"""MlflowSink: a journal, a queue and a thread between the training and an MLflow run."""
 
 from __future__ import annotations
 
 import logging
-import socket
+import os
 import threading
 import time
-from collections import deque
+from collections import Counter
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
-from scale_callbacks.integrations._mlflow_run import (
-    Entry,
-    Opened,
-    RunWriter,
-    entry_of,
-    fault_text,
-    last_entry_of,
-)
+from scale_callbacks.integrations._mlflow_artifacts import Pictures
+from scale_callbacks.integrations._mlflow_journal import journal_folder, journals_of, written_elsewhere
+from scale_callbacks.integrations._mlflow_open import Opened, RunOpener, Target
+from scale_callbacks.integrations._mlflow_outbox import Outbox
+from scale_callbacks.integrations._mlflow_run import RunWriter, entry_of, last_entry_of, settings_of
+from scale_callbacks.integrations._mlflow_server import is_web, reachable
+from scale_callbacks.integrations._mlflow_sync import deliver
+from scale_callbacks.integrations._mlflow_text import fault_text, public_address
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -27,24 +27,24 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("scale_callbacks")
 
-BACKLOG = 1000  # entries kept while the store does not answer: several runs' worth
 STUCK = 4.0  # seconds after which `close` no longer waits for a store that is not there
 TRIES, PAUSE = 10, 0.2  # of the last batch, and seconds between them: the store may be back before the end
-DRAWING = 0.004  # share of the run's time that the figures before the last may take
-FIRST_DRAWING = 1.0  # seconds expected of the first one, matplotlib's import included
+LONGEST_PAUSE = 60.0  # seconds between tries while the store does not answer
 
 
 class MlflowSink:
     """Writes forecasts to one MLflow run, and never holds training up.
 
-    `write` only puts plain data in a bounded queue; a daemon thread sends it in batches. What fails there is
-    logged once, counted, and tried again with the next batch.
+    `write` appends plain data to a journal on disk and to a bounded queue; a daemon thread sends it in
+    batches. What fails there is logged once, counted, and tried again. What a process that was killed has
+    journalled is sent by the next sink of the same run, or by `scale-callbacks sync`.
 
     Sent are: `record.metrics`, the forecast under one name whatever the metric (`forecast/final`) and the law
     weights (`forecast/weight/<law>`) as metrics with steps; the settings, once, as params
     (`forecast.<setting>`); the state as tags (`forecast.status`, `forecast.weight.<law>`, ...); the picture
-    of the run as `forecast.png`; at the end of the plan what was to be forecast (`forecast/measured`).
-    Numbers that are not finite are left out.
+    of the run as `forecast.png` and the report as `report.html`; at the end of the plan what was to be
+    forecast (`forecast/measured`). Numbers that are not finite are left out, and so are metrics at steps
+    where the run has them already: MLflow would keep both points for good.
 
     Args:
         client: An `mlflow.MlflowClient`.
@@ -54,13 +54,15 @@ class MlflowSink:
             would take more than a few thousandths of the run's time so far.
         batch_seconds: Least time between two batches.
         flush_seconds: How long `close` waits at most; for a server that is not there, five seconds.
+        journal: Folder of the journal; by default what the environment's `SCALE_CALLBACKS_JOURNAL` says,
+            which may be "off", else a folder in `~/.local/state`.
 
     Attributes:
         outcome: How the run ended if badly, "FAILED" or "KILLED"; to be set before `close`, which ends
             a run that the sink started.
-        faults: How many calls have failed.
-        dropped: How many forecasts were given up, the queue being full or the time at `close` over.
     """
+
+    inline = True  # it has a thread itself
 
     def __init__(
         self,
@@ -71,46 +73,57 @@ class MlflowSink:
         figures: Sequence[float] = (0.25, 0.5, 0.75),
         batch_seconds: float = 5.0,
         flush_seconds: float = 15.0,
+        journal: str | os.PathLike[str] | None = None,
     ) -> None:
         self.outcome: str | None = None
-        self.faults = 0
-        self.dropped = 0
-        self._writer = RunWriter(lambda: (client, run_id), prefix=prefix)
-        self._run_id: str | None = run_id
-        self._ends_run = False
-        self._address: str | None = getattr(client, "tracking_uri", None)
+        self._left = 0
         self._prefix = prefix
-        self._marks = sorted(figures)
         self._batch_seconds, self._flush_seconds = batch_seconds, flush_seconds
-        self._born, self._drawing, self._last_drawing = time.monotonic(), 0.0, FIRST_DRAWING
-        self._pending: deque[Entry] = deque()
+        self._pictures = Pictures(prefix, figures)
+        self._faults: Counter[str] = Counter()
+        self._folder = self._journal_folder(journal)
+        target = Target(str(getattr(client, "tracking_uri", None) or ""), run_id, own=False)
+        self._aim(target, lambda: Opened(client, run_id, own=False))
         self._summary: Summary | None = None
         self._changed = threading.Condition()
         self._tried_to_open = threading.Event()
         self._thread: threading.Thread | None = None
-        self._news = self._closing = False
+        self._news = self._closing = self._introduced = self._caught_up = self._behind = False
 
     @classmethod
-    def starting(
-        cls, opening: Callable[[], Opened], *, address: str = "", ends_run: bool = True, **options: Any
-    ) -> MlflowSink:
-        """Make a sink that opens its run itself.
+    def starting(cls, target: Target, **options: Any) -> MlflowSink:
+        """Make a sink that opens its run itself, on its thread, and ends it if it is its own.
 
         Args:
-            opening: Returns the client and the run's id; called on the sink's thread, again after it failed.
-            address: The store's, for `close` to see whether a server is there.
-            ends_run: Whether the run is the sink's own, to be ended at `close`.
+            target: The run.
             **options: The constructor's.
         """
-        sink = cls(None, "", **options)  # type: ignore[arg-type]
-        sink._writer = RunWriter(opening, prefix=sink._prefix)
-        sink._run_id, sink._address, sink._ends_run = None, address, ends_run
+        sink = cls(None, target.run_id or "", **options)  # type: ignore[arg-type]
+        sink._aim(target, RunOpener(target, taken=sink._taken))
         return sink
+
+    @property
+    def faults(self) -> int:
+        """How many calls have failed."""
+        return self._faults.total()
+
+    @property
+    def dropped(self) -> int:
+        """How many forecasts this process gave up: memory was full, or `close` over. The journal has them."""
+        return self._outbox.dropped + self._left
 
     @property
     def run_id(self) -> str | None:
         """The run's id; None before the sink has opened it."""
-        return self._run_id or self._writer.run_id
+        return self._writer.run_id or (
+            None if self._target.own or self._target.resumed else self._target.run_id
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Which run it is, for `resolve_sink(resume=...)` after a restart: plain data without secrets."""
+        writer, target = self._writer, self._target
+        run_id, own = (writer.run_id, writer.own) if writer.run_id else (target.run_id, target.own)
+        return {"run_id": run_id, "own": own, "token": target.token, "created": target.created}
 
     def open(self, *, wait: float = 0.0) -> None:
         """Start the thread, and wait at most `wait` seconds until it has tried to open the run."""
@@ -122,20 +135,11 @@ class MlflowSink:
         return is_mlflow_logger(logger) and getattr(logger, "run_id", None) == self.run_id is not None
 
     def write(self, record: Record, summary: Summary) -> None:
-        """Queue a forecast; returns at once and never raises."""
-        try:
-            entry = entry_of(record, summary, self._prefix)
-        except Exception as fault:
-            self._count("a forecast was left out", fault)
+        """Journal and queue a forecast; returns at once and never raises."""
+        if self._closing:
             return
-        with self._changed:
-            if self._closing:
-                return
-            if len(self._pending) >= BACKLOG:
-                self._pending.popleft()
-                self.dropped += 1
-            self._pending.append(entry)
-            self._summary = summary
+        self._attempt("a forecast was left out", lambda: self._take(record, summary))
+        self._summary = summary
         self._wake()
 
     def close(self, summary: Summary) -> None:
@@ -143,33 +147,60 @@ class MlflowSink:
         with self._changed:
             if self._closing:
                 return
+            self._attempt("the end was left out", lambda: self._take_end(summary))
             self._closing, self._summary = True, summary
         thread = self._wake()
         begun = time.monotonic()
         while thread.is_alive() and (waited := time.monotonic() - begun) < self._flush_seconds:
-            if waited > STUCK and not self._responsive() and not self._reachable():
+            if waited > STUCK and not self._responsive() and not self._worth_waiting():
                 break
             thread.join(0.05)
-        if thread.is_alive():
-            self._writer.given_up = True
-            self.dropped += len(self._pending)
-            _log.warning("MLflow did not answer in time: %d forecasts were not logged there", self.dropped)
+        self._writer.given_up = self._writer.given_up or thread.is_alive()
+        self._let_go(done=not thread.is_alive() and not self._behind)
+
+    def _aim(self, target: Target, opening: Callable[[], Opened]) -> None:
+        self._target = target
+        self._writer = RunWriter(opening, reachable=lambda: reachable(target.uri))
+        head = {name: getattr(target, name) for name in _IN_THE_HEAD}
+        head["store"] = public_address(target.uri) if target.uri else None
+        self._outbox = Outbox(self._folder, head, self._count)
+
+    def _journal_folder(self, wanted: str | os.PathLike[str] | None) -> Path | None:
+        try:
+            return journal_folder(os.environ) if wanted is None else Path(wanted).expanduser().absolute()
+        except (OSError, RuntimeError) as fault:  # no home
+            self._count("the journal has no folder", fault)
+            return None
+
+    def _taken(self, run_id: str) -> bool:
+        return self._folder is not None and written_elsewhere(self._folder, run_id)
+
+    def _take(self, record: Record, summary: Summary) -> None:
+        entry = entry_of(record, summary, self._prefix)
+        if not self._introduced:
+            self._introduced = True
+            self._outbox.say(settings=settings_of(summary, self._prefix))
+        self._outbox.put(entry)
+
+    def _take_end(self, summary: Summary) -> None:
+        self._outbox.put(last_entry_of(summary, self._prefix))
+        self._outbox.say(end=self.outcome or "FINISHED")
+
+    def _let_go(self, *, done: bool) -> None:
+        """Remove the journal, or say where it is."""
+        self._left = len(self._outbox)
+        path = self._outbox.close(done=done)
+        if self._left:
+            later = "" if path is None else f"; `scale-callbacks sync {path}` sends them"
+            _log.warning("MLflow: %d forecasts were not logged in time%s", self._left, later)
 
     def _responsive(self) -> bool:
         asked = self._writer.asked_at
         return self._writer.answering and (asked is None or time.monotonic() - asked < STUCK)
 
-    def _reachable(self) -> bool:
+    def _worth_waiting(self) -> bool:
         """Tell a server that is slow, and worth the whole time, from one that is not there."""
-        parts = urlsplit(self._address or "")
-        if parts.scheme not in ("http", "https") or parts.hostname is None:
-            return False
-        try:
-            port = parts.port or (443 if parts.scheme == "https" else 80)
-            socket.create_connection((parts.hostname, port), timeout=1.0).close()
-        except (OSError, ValueError):
-            return False
-        return True
+        return is_web(self._target.uri) and reachable(self._target.uri, patience=1.0)
 
     def _wake(self) -> threading.Thread:
         with self._changed:
@@ -182,53 +213,67 @@ class MlflowSink:
 
     def _work(self) -> None:
         """Send what there is, batch by batch, until the sink is closed: the thread's body."""
-        closing = False
+        closing, pause = False, self._batch_seconds
         while not closing:
             with self._changed:
-                self._changed.wait_for(lambda: self._news)
+                # While the store does not answer there need be no news to try again.
+                self._changed.wait_for(lambda: self._news, max(pause, 0.05) if self._behind else None)
                 self._news, closing = False, self._closing
-            self._deliver(closing)
+            self._behind = not self._deliver(closing)
+            pause = min(2 * max(pause, 0.5), LONGEST_PAUSE) if self._behind else self._batch_seconds
             with self._changed:
                 self._changed.wait_for(lambda: self._closing, 0.0 if closing else self._batch_seconds)
 
-    def _deliver(self, closing: bool) -> None:
-        opened = self._attempt("the run could not be opened", self._writer.open)
-        self._tried_to_open.set()
-        summary = self._summary
-        if not opened or summary is None:
-            return
-        self._attempt("the settings were not logged", lambda: self._writer.send_settings(summary))
+    def _deliver(self, closing: bool) -> bool:
+        """Send what waits; tell whether nothing is left."""
         for again in range(TRIES if closing else 1):
             time.sleep(PAUSE if again else 0.0)
-            if self._attempt("forecasts were not logged", lambda: self._send_pending(summary, last=closing)):
+            if self._send():
                 break
-        if closing or self._figure_due(summary):
-            self._attempt("the figure was not logged", lambda: self._draw(summary))
-        if closing and self._ends_run:
-            self._attempt("the run was not ended", lambda: self._writer.end(self.outcome or "FINISHED"))
-
-    def _send_pending(self, summary: Summary, *, last: bool) -> None:
-        entries = list(self._pending)
-        self._writer.send(entries + ([last_entry_of(summary, self._prefix)] if last else []))
-        with self._changed:
-            for entry in entries:
-                # Else it was dropped meanwhile, the queue being full.
-                if self._pending and self._pending[0] is entry:
-                    self._pending.popleft()
-
-    def _figure_due(self, summary: Summary) -> bool:
-        share = summary.last_step / summary.horizon
-        affordable = self._drawing + self._last_drawing <= DRAWING * (time.monotonic() - self._born)
-        if summary.forecast is None or not affordable or not self._marks or share < self._marks[0]:
+        else:
             return False
-        self._marks = [mark for mark in self._marks if mark > share]
+        summary = self._summary
+        if summary is not None and (closing or self._pictures.due(summary)):
+            self._attempt("the figure was not logged", lambda: self._pictures.send(self._writer, summary))
+        if closing and self._writer.own:
+            return self._attempt(
+                "the run was not ended", lambda: self._writer.end(self.outcome or "FINISHED")
+            )
         return True
 
-    def _draw(self, summary: Summary) -> None:
-        self._last_drawing = self._writer.send_figure(summary)
-        self._drawing += self._last_drawing
+    def _send(self) -> bool:
+        was_open = self._writer.run_id is not None
+        opened = self._attempt("the run could not be opened", self._writer.open)
+        self._tried_to_open.set()
+        if not opened:
+            return False
+        if not was_open:
+            self._outbox.say(run_id=self._writer.run_id, own=self._writer.own)
+        if not self._caught_up and not self._attempt("what was journalled was not logged", self._catch_up):
+            return False
+        if (summary := self._summary) is not None:
+            settings = settings_of(summary, self._prefix)
+            self._attempt("the settings were not logged", lambda: self._writer.send_settings(settings))
+        return self._attempt("forecasts were not logged", self._send_waiting)
 
-    def _attempt(self, what: str, call: Callable[[], None]) -> bool:
+    def _catch_up(self) -> None:
+        """Send what earlier starts of this run have journalled, and no longer could send."""
+        writer, folder = self._writer, self._folder
+        for path in [] if folder is None else journals_of(folder, str(writer.run_id), self._target.token):
+            try:
+                deliver(path, lambda contents: writer)
+            except Exception as fault:
+                if not writer.answering:
+                    raise
+                self._count("a journal was left where it is", fault)
+        self._caught_up = True
+
+    def _send_waiting(self) -> None:
+        if entries := self._outbox.waiting():
+            self._writer.send(entries)
+            self._outbox.sent(entries)
+
+    def _attempt(self, what: str, call: Callable[[], object]) -> bool:
         try:
             call()
         except Exception as fault:
@@ -238,11 +283,14 @@ class MlflowSink:
         return True
 
     def _count(self, what: str, fault: Exception) -> None:
-        self.faults += 1
-        if self.faults == 1:  # logging, since a warning may be turned into an error
+        self._faults[what] += 1
+        if self._faults[what] == 1:  # logging, since a warning may be turned into an error
             _log.warning(
-                "MLflow: %s: %s (further faults are counted, training goes on)", what, fault_text(fault)
+                "MLflow: %s: %s (further ones are counted, training goes on)", what, fault_text(fault)
             )
+
+
+_IN_THE_HEAD = ("run_id", "own", "experiment", "experiment_id", "token", "created")
 
 
 def is_mlflow_logger(logger: object) -> bool:

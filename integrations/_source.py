@@ -9,6 +9,8 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
+_OURS = ("forecast/", "lr_area", "lr_annealing_area")  # names that another callback of ours may have logged
+
 
 class Source(IntEnum):
     """Where the monitored value comes from; ranks that differ agree on the highest."""
@@ -32,6 +34,7 @@ class Tap:
         trainer: the trainer.
         name: the monitored metric.
         validation_names: what the validation of the sanity check has logged.
+        by_output: a module that logs nothing is watched by the loss it returns.
 
     Attributes:
         source: where the value comes from; change it with `adopt`.
@@ -39,7 +42,9 @@ class Tap:
         validated: whether it is known what the validation logs.
     """
 
-    def __init__(self, trainer: pl.Trainer, name: str, validation_names: frozenset[str]) -> None:
+    def __init__(
+        self, trainer: pl.Trainer, name: str, validation_names: frozenset[str], *, by_output: bool = True
+    ) -> None:
         self.name = name
         self.source = Source.OPEN
         self.take: Callable[[Any], torch.Tensor | None] = self._of_output
@@ -48,6 +53,7 @@ class Tap:
         self._trainer = trainer
         self._automatic = trainer.lightning_module.automatic_optimization
         self._validation_names = validation_names
+        self._by_output = by_output
         self._metric: Any = None
         self._last: Any = None  # the value taken last: another object is a new value
 
@@ -68,8 +74,13 @@ class Tap:
         self._last = value
         return value
 
-    def guess_at_first_batch(self, outputs: Any) -> Source:
-        """What the first batch and the sanity check tell of the source."""
+    def guess_at_batch(self, outputs: Any, *, settled: bool) -> Source:
+        """What the batches so far and the sanity check tell of the source.
+
+        Args:
+            outputs: of the last batch.
+            settled: no name is waited for any longer that nothing else may log.
+        """
         metrics = train_metrics(self._trainer)
         if metrics is None:
             metrics = dict.fromkeys(self._trainer.callback_metrics)
@@ -80,8 +91,8 @@ class Tap:
             return Source.VALIDATION
         if may_log_later(self._trainer, validation_seen=self.validated):
             return Source.OPEN
-        if metrics:
-            return Source.UNKNOWN
+        if metrics or not self._by_output:
+            return Source.UNKNOWN if settled else Source.OPEN
         return Source.OPEN if self._of_output(outputs) is None else Source.OUTPUT
 
     def guess_at_validation(self) -> Source:
@@ -91,11 +102,14 @@ class Tap:
 
     def guess_at_epoch_end(self, *, last: bool) -> Source:
         """What an epoch's end tells; the last look comes after all hooks."""
+        metric = (train_metrics(self._trainer) or {}).get(self.name)
+        if metric is not None and is_logged_on_step(metric, self.name):
+            return Source.STEP
         if self.name in self._trainer.callback_metrics:
             return Source.EPOCH
         if not last or not self.everything_was_logged():
             return Source.OPEN
-        return Source.OPEN if train_metrics(self._trainer) else Source.OUTPUT
+        return Source.OPEN if train_metrics(self._trainer) or not self._by_output else Source.OUTPUT
 
     def everything_was_logged(self) -> bool:
         """Tell, after an epoch, whether the validation, if there is one, has shown its names too."""
@@ -104,7 +118,8 @@ class Tap:
     def unknown(self) -> str:
         """Say that the name is not logged, and what is."""
         names = {*(train_metrics(self._trainer) or ()), *self._trainer.callback_metrics}
-        logged = ", ".join(sorted(names | self._validation_names)) or "nothing"
+        theirs = {name for name in names | self._validation_names if not name.startswith(_OURS)}
+        logged = ", ".join(sorted(theirs)) or "nothing"
         return (
             f"monitor={self.name!r} is not logged by this module; it logs: {logged}. "
             f"Give LossForecast one of these, or log it in training_step: self.log({self.name!r}, loss)"

@@ -18,16 +18,24 @@ FEWEST_READS = 500  # a run is read at least so often where it has as many steps
 MOST_READS = 1000  # and at most so often, whatever its length
 
 
-def optimizer_steps_per_batch(trainer: pl.Trainer) -> int:
+def optimizer_steps_per_batch(trainer: pl.Trainer) -> float:
     """In manual optimisation each optimizer is taken to step once a batch; Lightning counts them all."""
     return 1 if trainer.lightning_module.automatic_optimization else max(len(trainer.optimizers), 1)
 
 
-def steps_per_epoch(trainer: pl.Trainer, epoch: int = 0) -> float:
-    """Optimizer steps of an epoch; infinite where the length of the data is unknown."""
+def steps_per_epoch(trainer: pl.Trainer, epoch: int = 0, *, pace: float | None = None) -> float:
+    """Optimizer steps of an epoch; infinite where the length of the data is unknown.
+
+    Args:
+        trainer: the trainer.
+        epoch: which one: the accumulation of gradients may change by epoch.
+        pace: measured optimizer steps a batch.
+    """
     batches = trainer.num_training_batches
     if batches == math.inf:
         return math.inf
+    if pace is not None:
+        return max(round(batches * pace), 1)
     group = trainer.accumulate_grad_batches
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, GradientAccumulationScheduler):
@@ -40,32 +48,82 @@ def length_is_unknown(trainer: pl.Trainer) -> bool:
     return trainer.max_steps == -1 and trainer.max_epochs == -1
 
 
-def horizon_of(trainer: pl.Trainer) -> int:
-    """Optimizer steps of the whole run, as rank 0 sees it; 0 where that cannot be known."""
+def mid_epoch(trainer: pl.Trainer) -> bool:
+    """Tell whether a training that is about to start goes on inside an epoch."""
+    progress: Any = trainer.fit_loop.epoch_progress.current
+    return bool(progress.ready > progress.processed)
+
+
+def horizon_of(trainer: pl.Trainer, *, pace: float | None = None, other_epochs: bool = False) -> int:
+    """Optimizer steps of the whole run, as rank 0 sees it; 0 where that cannot be known.
+
+    Args:
+        trainer: the trainer.
+        pace: measured optimizer steps a batch.
+        other_epochs: the epochs so far had another length, on another number of processes perhaps.
+    """
     steps = math.inf if trainer.max_steps == -1 else float(trainer.max_steps)
     epochs = trainer.max_epochs
     if epochs is not None and epochs > 0:
-        steps = min(steps, sum(steps_per_epoch(trainer, epoch) for epoch in range(epochs)))
+        done, taken = (trainer.current_epoch, trainer.global_step) if other_epochs else (0, 0)
+        if other_epochs and mid_epoch(trainer):
+            seen, whole = (
+                trainer.fit_loop.epoch_loop.batch_progress.current.ready,
+                trainer.num_training_batches,
+            )
+            # Lightning goes on behind the batches seen, or where there are not so many, from the first.
+            left = (whole - seen) / whole if seen < whole else 1.0
+            done, taken = done + 1, taken + math.ceil(left * steps_per_epoch(trainer, done, pace=pace))
+        rest = sum(steps_per_epoch(trainer, epoch, pace=pace) for epoch in range(done, epochs))
+        steps = min(steps, taken + rest)
     known = 0 if steps == math.inf else max(int(steps), 1)
     return int(trainer.strategy.broadcast(known)) if trainer.world_size > 1 else known
 
 
-def plan_of(trainer: pl.Trainer, horizon: int) -> Schedule:
-    """The learning-rate plan of the optimizer that holds the most parameters."""
-    optimizer = max(trainer.optimizers, key=_size)
-    configs = [c for c in trainer.lr_scheduler_configs if c.scheduler.optimizer is optimizer]
-    configs.sort(key=lambda config: config.reduce_on_plateau)
-    if not configs:
+def plan_of(trainer: pl.Trainer, horizon: int, *, per_update: float | None = None) -> Schedule:
+    """The learning-rate plan of the optimizer that holds the most parameters.
+
+    Args:
+        trainer: the trainer.
+        horizon: optimizer steps of the whole run.
+        per_update: measured optimizer steps between two updates of the scheduler.
+    """
+    optimizer, config = _followed(trainer)
+    if config is None:
         return schedule_of(optimizer, None, horizon)
-    config = configs[0]
-    pace = _steps_per_update(trainer, config)
+    pace = _steps_per_update(trainer, config) if per_update is None else per_update
     if pace == math.inf:
         return schedule_of(optimizer, None, horizon)
     return schedule_of(optimizer, config.scheduler, horizon, steps_per_update=pace, step=trainer.global_step)
 
 
 def _size(optimizer: torch.optim.Optimizer) -> int:
-    return sum(p.numel() for group in optimizer.param_groups for p in group["params"])
+    return sum(_parameters(group) for group in optimizer.param_groups)
+
+
+def steps_per_update_so_far(trainer: pl.Trainer) -> float:
+    """Optimizer steps between two updates of the scheduler, as they were so far; 0 before the first."""
+    _, config = _followed(trainer)
+    updates = 0 if config is None else int(config.scheduler.last_epoch)
+    return max(trainer.global_step / updates, 1.0) if updates > 0 else 0.0
+
+
+def _followed(trainer: pl.Trainer) -> tuple[torch.optim.Optimizer, Any]:
+    """The optimizer that holds the most parameters, and its scheduler's configuration if it has one."""
+    optimizer = max(trainer.optimizers, key=_size)
+    configs = [c for c in trainer.lr_scheduler_configs if c.scheduler.optimizer is optimizer]
+    return optimizer, min(configs, key=lambda config: config.reduce_on_plateau, default=None)
+
+
+def rate_now(trainer: pl.Trainer) -> float | None:
+    """The rate that the followed optimizer applies next; None where it is kept on a device."""
+    optimizer = max(trainer.optimizers, key=_size)
+    rate = max(optimizer.param_groups, key=_parameters).get("lr")
+    return float(rate) if isinstance(rate, int | float) else None
+
+
+def _parameters(group: Any) -> int:
+    return sum(p.numel() for p in group["params"])
 
 
 def _steps_per_update(trainer: pl.Trainer, config: Any) -> float:
@@ -106,12 +164,16 @@ def show(trainer: pl.Trainer, record: Record, *, progress_bar: bool) -> None:
         trainer.progress_bar_metrics[f"forecast/{record.name}"] = text  # type: ignore[assignment]
 
 
-def mlflow_sink(trainer: pl.Trainer, mode: bool | None) -> Any:
+def mlflow_sink(
+    trainer: pl.Trainer, mode: bool | None, *, prefix: str = "forecast", resume: Any = None
+) -> Any:
     """The sink for the MLflow run that the trainer's loggers or the environment name, if there is one."""
+    if mode is False:
+        return None
     try:
         from scale_callbacks.integrations.mlflow import resolve_sink
 
-        return resolve_sink(trainer.loggers, mode=mode)
+        return resolve_sink(trainer.loggers, mode=mode, prefix=prefix, resume=resume)
     except Exception as fault:
         _log.warning("LossForecast: no MLflow sink: %s: %s (training goes on)", type(fault).__name__, fault)
         return None

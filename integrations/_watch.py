@@ -1,38 +1,23 @@
 """One fit seen by the Lightning callback: collects the loss on the device, reads it when a window is full."""
 
-import logging
 import sys
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import lightning.pytorch as pl
-import torch
 
-from scale_callbacks.integrations import _trainer
+from scale_callbacks.integrations import _plan, _trainer
+from scale_callbacks.integrations._collector import Collector
+from scale_callbacks.integrations._outlet import Notes, Outlet
+from scale_callbacks.integrations._planner import Planner
+from scale_callbacks.integrations._ranks import Mean, Ranks
 from scale_callbacks.integrations._source import Source, Tap, UnknownMetricError, nothing
-from scale_callbacks.integrations.torch import LossWindow
-from scale_callbacks.monitor import Monitor
-from scale_callbacks.sinks import Record, Sink, Summary
+from scale_callbacks.schedule import Schedule
 
-_log = logging.getLogger("scale_callbacks")
-
+STATE_VERSION = 2  # 1: one window, no plan, no MLflow run
 NEVER = sys.maxsize
-
-
-class Latest:
-    """Sink that keeps the last record, so that it can be shown on every rank."""
-
-    def __init__(self) -> None:
-        self.record: Record | None = None
-
-    def write(self, record: Record, summary: Summary) -> None:
-        """Keep the record."""
-        self.record = record
-
-    def close(self, summary: Summary) -> None:
-        """Do nothing."""
+PATIENCE = 0.05  # seconds in which sinks may finish with a plan that is given up
+GRACE = 64  # optimizer steps in which a module may log a name for the first time
 
 
 class Watch:
@@ -40,49 +25,62 @@ class Watch:
 
     Args:
         trainer: the trainer, at the start of its training.
-        make_monitor: builds the monitor around the sinks it is given.
-        sinks: the user's sinks.
-        mlflow: as in `LossForecast`.
-        progress_bar: show the forecast there.
+        planner: reads the plan off the trainer.
+        outlet: where the forecasts go.
         validation_names: what the validation of the sanity check has logged.
+        state: what `state` gave before a restart, where there was one.
+
+    Attributes:
+        monitor: keeps the curve and forecasts.
+        schedule: the plan that is followed.
+        off: nothing is watched any more.
     """
+
+    by_output = True  # a module that logs nothing is watched by the loss it returns
 
     def __init__(
         self,
         trainer: pl.Trainer,
-        make_monitor: Callable[[Sequence[Sink]], Monitor],
+        planner: Planner,
+        outlet: Outlet,
         *,
-        sinks: Sequence[Sink] = (),
-        mlflow: bool | None = None,
-        progress_bar: bool = True,
         validation_names: frozenset[str] = frozenset(),
+        state: Mapping[str, Any] | None = None,
     ) -> None:
-        self._trainer = trainer
-        self._latest = Latest()
-        self._mlflow = None if mlflow is False else _trainer.mlflow_sink(trainer, mlflow)
-        own: list[Any] = [self._latest] if self._mlflow is None else [self._latest, self._mlflow]
-        self.monitor = make_monitor([*own, *sinks])
+        self._trainer, self._planner, self._outlet = trainer, planner, outlet
+        self._step = step = trainer.global_step
+        self._first = self._heard = self._began = self._epoch_began = step
+        before, now = _plan.saved_plan(state), planner.plan()
+        self.schedule = now if before is None else _plan.continued(before, now, step)
+        self.monitor = outlet.monitor(self.schedule)
         self.name = self.monitor.name
         self.off = False
-        self._progress_bar = progress_bar
-        self._every = _trainer.window_length(self.monitor.forecaster.horizon, trainer.log_every_n_steps)  # type: ignore[attr-defined]
-        self._window = LossWindow()
-        self._tap = Tap(trainer, self.name, validation_names)
+        self._note = Notes()
+        self._every = self._window_length()
+        self._ranks = Ranks(trainer, self._note)
+        self._collector = Collector(self._ranks, self.fail)
+        self._tap = Tap(trainer, self.name, validation_names, by_output=self.by_output)
         self._automatic = trainer.lightning_module.automatic_optimization
-        self._failed = False
-        self._faults: Counter[str] = Counter()
         self._pending: list[tuple[int, float, int]] = []  # read while the source is open
         self._epoch_end: tuple[int, int] | None = None  # step and length of an epoch not read yet
-        self._began = self._epoch_began = self._step = trainer.global_step
         self._boundary = self._after(self._began)
-        self._asked = False
-        self._patience = 0  # batches before which nothing can be due
+        self._look = 0  # the step at which an open source is looked for again
+        self._next_read = self._patience = 0  # step and batches before which nothing can be due
         self._adopt(Source.OPEN)
+        if state is not None:
+            self._load(state)
+        if before is not None and before != self.schedule:
+            self._note(f"resumed with another plan: {_plan.told(before, self.schedule)}")
 
     @property
     def warnings(self) -> Mapping[str, int]:
         """What went wrong so far, and how often."""
-        return {**self.monitor.warnings, **self._faults}
+        return {**self.monitor.warnings, **self._note.counts}
+
+    @property
+    def mlflow_sink(self) -> Any:
+        """What writes to the MLflow run; None where there is none."""
+        return self._outlet.mlflow
 
     def belongs_to(self, trainer: pl.Trainer) -> bool:
         """Tell whether this trainer goes on where it was watched last."""
@@ -93,7 +91,7 @@ class Watch:
         try:
             value = self._tap.take(outputs)
             if value is not None:
-                self._window.add(value)
+                self._collector.add(value)
         except Exception as fault:
             self.fail(fault)
         self._patience -= 1
@@ -127,8 +125,10 @@ class Watch:
             return
         if self._tap.source is Source.OPEN:
             self._settle(self._guess(lambda: self._tap.guess_at_epoch_end(last=True)))
+            if self._tap.source is Source.OPEN and self._epoch_end[0] - self._first <= GRACE:
+                self._settle(self._guess(lambda: self._tap.guess_at_batch(None, settled=True)))
             if self._tap.source is Source.OPEN and self._tap.everything_was_logged():
-                self._note(f"{self._tap.unknown()}; waiting for it", None)
+                self._note(f"{self._tap.unknown()}; waiting for it")
         if self._tap.source is Source.EPOCH:
             self._read_epoch()
         self._epoch_end = None
@@ -141,7 +141,7 @@ class Watch:
             self._settle(self._guess(self._tap.guess_at_validation))
         if self._tap.source is not Source.VALIDATION:
             return
-        window, value = self._exchange(self._tap.fresh())
+        window, value = self._read(self._tap.fresh())
         if window.count:
             self._observe(self._trainer.global_step, value, extra={"train_loss": window.mean})
         else:
@@ -150,65 +150,100 @@ class Watch:
     def close(self, outcome: str | None = None) -> None:
         """Close the sinks; the monitor stays readable."""
         self._step = self._trainer.global_step
-        if outcome is not None and self._mlflow is not None:
-            self._mlflow.outcome = outcome
+        if outcome is not None and self._outlet.mlflow is not None:
+            self._outlet.mlflow.outcome = outcome
         self.monitor.close()
 
-    def state(self) -> dict[str, Any]:
-        """What a resumed run needs, as plain data."""
+    def check_pace(self, batches: int, *, whole_epoch: bool) -> None:
+        """See, that many batches into an epoch, whether the run is as long as was thought."""
+        pace = (self._trainer.global_step - self._epoch_began) / batches
+        plan = self._planner.paced(pace, self.schedule, whole_epoch=whole_epoch)
+        if plan is not None:
+            self._replan(plan)
+
+    def _replan(self, plan: Schedule) -> None:
+        step = self._trainer.global_step
+        plan = _plan.continued(self.schedule, plan, step)
+        if plan is self.schedule:
+            return
+        self._note(f"{_plan.told(self.schedule, plan)}: followed from here on")
+        self.monitor.flush(PATIENCE)
+        state, self.schedule = self.monitor.state_dict(), plan
+        self.monitor = self._outlet.monitor(plan)
+        self.monitor.load_state_dict(state)
+        self._every = self._window_length()
+        if self._boundary != NEVER:
+            self._boundary = self._after(step)
+        self._next_read = self._patience = 0
+
+    def state(self, *, together: bool = False) -> dict[str, Any]:
+        """What a resumed run needs, as plain data.
+
+        Args:
+            together: all ranks are asked at this moment, so that the windows of all can be gathered.
+        """
         self._step = self._trainer.global_step
-        if self._trainer.world_size == 1:
+        if self._ranks.world == 1:
             self.late_epoch_values()  # a checkpoint of the epoch's end has what was logged after us
         return {
+            "version": STATE_VERSION,
             "monitor": self.monitor.state_dict(),
-            "window": self._window.totals().tolist(),
+            "windows": self._collector.totals(together=together),
             "steps": [self._began, self._epoch_began, self._step],
             "source": int(self._tap.source),
             "pending": [list(read) for read in self._pending],
+            "plan": self.schedule.to_dict(),
+            "planner": self._planner.state(),
+            "faults": dict(self._note.counts),
+            "mlflow": self._outlet.state(),
         }
 
-    def load(self, state: Mapping[str, Any]) -> None:
+    def _load(self, state: Mapping[str, Any]) -> None:
         """Go on from a saved state. One that cannot be read is reported, and the run watched from here on."""
         try:
+            if (version := state.get("version", 1)) > STATE_VERSION:
+                raise ValueError(f"its version is {version}: update scale-callbacks")
             self.monitor.load_state_dict(state["monitor"])
             same = state["steps"][2] == self._step
             if same:
-                self._began, self._epoch_began, _ = state["steps"]
+                self._began, epoch_began, _ = state["steps"]
+                self._epoch_began = epoch_began if _trainer.mid_epoch(self._trainer) else self._step
                 self._boundary = self._after(self._began)
             self._pending = [(int(step), float(value), int(span)) for step, value, span in state["pending"]]
-            self._asked = state["source"] != Source.OPEN
             self._adopt(Source(state["source"]))
-            if same and self._trainer.is_global_zero:  # of the other ranks' windows nothing is saved
-                self._window.restore(state["window"])
+            if same:
+                self._collector.restore(state.get("windows") or [state["window"]])
+            self._note.counts.update(state.get("faults", {}))
+            self._outlet.show_again(self.monitor, self._step)
         except Exception as fault:
             self._note("the saved state cannot be used, watching from here on", fault)
-            return
-        if self.monitor.forecast is not None:
-            f, key = self.monitor.forecast, f"forecast/{self.name}"
-            metrics = {key: f.value, f"{key}_low": f.low, f"{key}_high": f.high}
-            record = Record(self.name, self._step, f, self.monitor.decision, metrics)
-            _trainer.show(self._trainer, record, progress_bar=self._progress_bar)
 
     # --- when something is due
 
     def _due(self, step: int, outputs: Any) -> None:
-        if not self._asked:
-            self._asked = True
-            self._settle(self._guess(lambda: self._tap.guess_at_first_batch(outputs)))
-            if self._tap.source is Source.STEP:
-                value = self._tap.take(outputs)
-                if value is not None:
-                    self._window.add(value)
-        self._next_read = self._boundary
-        if step < self._boundary:
-            return
+        if self._tap.source is Source.OPEN and step >= self._look:
+            self._look_again(step, outputs)
+        if step >= self._boundary:
+            self._read_window(step)
+        self._next_read = min(self._boundary, self._look if self._tap.source is Source.OPEN else NEVER)
+
+    def _look_again(self, step: int, outputs: Any) -> None:
+        since = step - self._first
+        self._look = step + max(since, 1)  # at 1, 2, 4, 8, ... steps
+        settled = GRACE <= since < 2 * GRACE  # later on no training is ended for a name
+        self._settle(self._guess(lambda: self._tap.guess_at_batch(outputs, settled=settled)))
+        value = self._tap.take(outputs) if self._tap.source is Source.STEP else None
+        if value is not None and since <= 1:  # later on it may be that of an earlier batch
+            self._collector.add(value)
+
+    def _read_window(self, step: int) -> None:
         if self._tap.sampled:
             sample = self._tap.fresh()
             if sample is not None:
-                self._window.add(sample)
-        window, _ = self._exchange()
+                self._collector.add(sample)
+        window, _ = self._read()
         span, self._began = step - self._began, step
-        self._next_read = self._boundary = self._after(step)
+        self._boundary = self._after(step)
         self._observe(step, window, span)
 
     def _after(self, step: int) -> int:
@@ -219,101 +254,67 @@ class Watch:
 
     def _read_epoch(self) -> None:
         assert self._epoch_end is not None
-        _, value = self._exchange(self._tap.fresh())
+        _, value = self._read(self._tap.fresh())
         if value.count or value.bad:
             step, span = self._epoch_end
             self._epoch_end = None
             self._observe(step, value, max(span, 1))
 
-    def _exchange(self, value: torch.Tensor | None = None) -> tuple["Mean", "Mean"]:
-        """Read the window and a further value, as means over all ranks; the only place that waits."""
-        device = self._trainer.strategy.root_device
-        parts = [torch.zeros(3, device=device)] * 2
-        try:
-            parts[0] = self._window.totals().to(device)
-            if value is not None:
-                one = LossWindow()
-                one.add(value)
-                parts[1] = one.totals().to(device)
-            self._window.reset()
-        except Exception as fault:
-            self.fail(fault)
-        failed = torch.full((1,), float(self._failed), device=device)
-        numbers = self._sum(torch.cat((*parts, failed)))
-        if numbers[6] and not self.off:
-            self.off = True  # on all ranks at once
-            self._note("a rank has failed, no more forecasts", None)
-        return Mean(*numbers[:3]), Mean(*numbers[3:6])
+    def _read(self, value: Any = None) -> tuple[Mean, Mean]:
+        window, further = self._collector.read(value)
+        if self._collector.ended and not self.off:
+            self._note("a rank has failed, no more forecasts")
+        self.off |= self._collector.ended or self._ranks.lost  # on all ranks at once
+        return window, further
 
-    def _sum(self, numbers: torch.Tensor) -> list[float]:
-        """Add up over ranks, and read. All ranks come here at the same steps, whatever happened to them."""
-        try:
-            if self._trainer.world_size > 1:
-                numbers = self._trainer.strategy.reduce(numbers, reduce_op="sum")
-        except Exception as fault:
-            self.off = True
-            self._note("the ranks cannot be reached, no more forecasts", fault)
-        return [float(number) for number in numbers.tolist()]
+    def _window_length(self) -> int:
+        return _trainer.window_length(self.schedule.horizon, self._trainer.log_every_n_steps)  # type: ignore[attr-defined]
 
     def _observe(
-        self, step: int, mean: "Mean", span: int = 1, extra: Mapping[str, float] | None = None
+        self, step: int, mean: Mean, span: int = 1, extra: Mapping[str, float] | None = None
     ) -> None:
         if self.off:
             return
         if mean.bad:
-            self._note(f"{self.name} was not finite and left out", None, times=int(mean.bad))
+            self._note(f"{self.name} was not finite and left out", times=int(mean.bad))
         if not mean.count:
-            if not mean.bad:
-                self._note(f"{self.name} was not logged in time", None)
+            if not mean.bad and step - self._heard > max(GRACE, 2 * self._every):
+                self._heard = step
+                self._note(f"{self.name} was not logged in time")
             return
+        self._heard = step
         if self._tap.source is Source.OPEN:
             self._pending.append((step, mean.mean, span))
             return
         try:
             self.monitor.observe(step, mean.mean, extra=extra, span=span)
-            if self._latest.record is not None:
-                self._publish(self._latest.record)
-                self._latest.record = None
+            if self._outlet.publish(self._note) and self._planner.departed(self.schedule, step):
+                self._replan(self._planner.plan())
         except Exception as fault:
             self.fail(fault)
-
-    def _publish(self, record: Record) -> None:
-        _trainer.show(self._trainer, record, progress_bar=self._progress_bar)
-        if not self._trainer.is_global_zero:
-            return
-        for logger in self._trainer.loggers:
-            if self._mlflow is not None and self._mlflow.covers(logger):
-                continue
-            try:
-                logger.log_metrics(dict(record.metrics), step=_trainer.logger_step(self._trainer))
-            except Exception as fault:
-                self._note(f"{type(logger).__name__} failed to log", fault)
 
     # --- where the value comes from
 
     def _settle(self, guess: Source) -> None:
         """Agree with the other ranks on the source, and take the values from there."""
-        agreed = int(guess)
-        if self._trainer.world_size > 1:
-            votes = torch.zeros(len(Source), device=self._trainer.strategy.root_device)
-            votes[agreed] = 1.0
-            agreed = max(i for i, count in enumerate(self._sum(votes)) if count)
-        if agreed == Source.UNKNOWN:
+        agreed = Source(self._ranks.highest(int(guess), len(Source)))
+        self.off |= self._ranks.lost
+        if agreed is Source.UNKNOWN:
             self.off = True
             raise UnknownMetricError(self._tap.unknown())
-        if agreed != self._tap.source:
-            self._adopt(Source(agreed))
+        if agreed is not self._tap.source:
+            self._adopt(agreed)
 
     def _adopt(self, source: Source) -> None:
         self._tap.adopt(source)
         if source in (Source.EPOCH, Source.VALIDATION):
             self._boundary = NEVER
-        self._next_read = self._boundary if self._asked else 0  # the first batch tells the source
+        self._next_read = 0 if source is Source.OPEN else self._boundary  # the first batch is looked at
         self._patience = 0
         if source is Source.OPEN:
             return
         if source in (Source.STEP, Source.EPOCH):
-            self._window.reset()  # it held the loss returned, not the one logged
+            self._collector.reset()  # it held the loss returned, not the one logged
         pending, self._pending = self._pending, []
         if source is Source.OUTPUT:
             for step, value, span in pending:
@@ -331,26 +332,6 @@ class Watch:
     def fail(self, fault: Exception) -> None:
         """Stop taking values. The reductions go on until all ranks know, so that none waits for us."""
         self._note("internal error, no more forecasts", fault)
-        self._failed, self._tap.take = True, nothing
-        if self._trainer.world_size == 1:
+        self._collector.failed, self._tap.take = True, nothing
+        if self._ranks.world == 1:
             self.off = True
-
-    def _note(self, what: str, fault: Exception | None, *, times: int = 1) -> None:
-        self._faults[what] += times
-        if self._faults[what] == times:
-            tail = "" if fault is None else f": {type(fault).__name__}: {fault}"
-            _log.warning("LossForecast: %s%s (further ones are counted, training goes on)", what, tail)
-
-
-@dataclass(frozen=True)
-class Mean:
-    """Sum of the finite values, their count, and the count of the others."""
-
-    total: float
-    count: float
-    bad: float
-
-    @property
-    def mean(self) -> float:
-        """The mean of the finite values."""
-        return self.total / self.count

@@ -1,6 +1,6 @@
 """Lightning: one callback that forecasts the final loss while the run goes on."""
 
-import warnings
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -10,13 +10,15 @@ from lightning.pytorch.callbacks import Callback
 from scale_callbacks.forecast import Forecast
 from scale_callbacks.forecaster import LossForecaster
 from scale_callbacks.integrations import _trainer
+from scale_callbacks.integrations._outlet import Outlet
+from scale_callbacks.integrations._planner import UNKNOWN_LENGTH, Planner
 from scale_callbacks.integrations._source import UnknownMetricError
 from scale_callbacks.integrations._watch import Watch
 from scale_callbacks.monitor import Monitor
 from scale_callbacks.schedule import Schedule
 from scale_callbacks.sinks import Sink
 
-STATE_VERSION = 1
+PACE_CHECKS = (16, 256, 4096)  # batches into an epoch after which manual optimisation is timed
 
 
 class LossForecast(Callback):
@@ -70,6 +72,7 @@ class LossForecast(Callback):
         self.progress_bar = progress_bar
         self._watch: Watch | None = None
         self._loaded: dict[str, Any] | None = None
+        self._alone = False
         self._validation_names: frozenset[str] = frozenset()
 
     @property
@@ -83,6 +86,11 @@ class LossForecast(Callback):
         return {} if self._watch is None else self._watch.warnings
 
     @property
+    def mlflow_sink(self) -> Any:
+        """What writes to the MLflow run; None where there is none."""
+        return None if self._watch is None else self._watch.mlflow_sink
+
+    @property
     def state_key(self) -> str:
         """Name of this callback's state in a checkpoint."""
         return self._generate_state_key(monitor=self.monitor)
@@ -91,27 +99,12 @@ class LossForecast(Callback):
         """Refuse a run whose end cannot be known, before anything is loaded."""
         self._validation_names = frozenset()
         if self.horizon is None and self.schedule is None and _trainer.length_is_unknown(trainer):
-            raise ValueError(_UNKNOWN_LENGTH)
+            raise ValueError(UNKNOWN_LENGTH)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Read the plan off the trainer, and go on from a checkpoint where there is one."""
         state = self._state_to_continue(trainer)
-        schedule = self._plan(trainer)
-        epoch = _trainer.steps_per_epoch(trainer)
-        forecaster = LossForecaster(
-            schedule, level=self.level, steps_per_epoch=epoch if 0 < epoch < schedule.horizon else None
-        )
-        dry = bool(trainer.fast_dev_run) or not trainer.is_global_zero  # type: ignore[attr-defined]
-        self._watch = Watch(
-            trainer,
-            lambda sinks: Monitor(forecaster, sinks=sinks, name=self.monitor),
-            sinks=() if dry else self.sinks,
-            mlflow=False if dry else self.mlflow,
-            progress_bar=self.progress_bar,
-            validation_names=self._validation_names,
-        )
-        if state is not None:
-            self._watch.load(state)
+        self._watch = self._start(Watch, trainer, state, self._forecaster(trainer))
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -126,6 +119,8 @@ class LossForecast(Callback):
             raise
         except Exception as fault:
             watch.fail(fault)
+        if batch_idx + 1 in PACE_CHECKS and not pl_module.automatic_optimization:
+            self._tell(lambda watch: watch.check_pace(batch_idx + 1, whole_epoch=False))
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Read a loss that the module has logged at the end of the epoch before."""
@@ -133,6 +128,9 @@ class LossForecast(Callback):
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Read a loss that is logged once an epoch."""
+        if not pl_module.automatic_optimization and not trainer.should_stop:
+            batches = trainer.fit_loop.epoch_loop.batch_idx + 1
+            self._tell(lambda watch: watch.check_pace(batches, whole_epoch=True))
         self._tell(Watch.epoch_ended)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -151,6 +149,7 @@ class LossForecast(Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
     ) -> None:
         """Close the sinks of a run that failed or was interrupted."""
+        self._alone = True  # the other ranks may still train: they are not asked any more
         outcome = "KILLED" if isinstance(exception, KeyboardInterrupt) else "FAILED"
         self._tell(lambda watch: watch.close(outcome))
 
@@ -163,7 +162,20 @@ class LossForecast(Callback):
         """Everything a resumed run needs, as plain JSON-able data."""
         if self._watch is None:
             return self._loaded or {}
-        return {"version": STATE_VERSION, **self._watch.state()}
+        return self._watch.state()
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Put in what the other ranks have collected: a checkpoint is written by all ranks together."""
+        if trainer.world_size == 1 or self._watch is None or self._alone:
+            return
+        try:
+            state = self._watch.state(together=True)
+        except Exception as fault:
+            self._watch.fail(fault)
+        else:
+            checkpoint["callbacks"][self.state_key] = state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keep the state of a checkpoint for the training that is to start from it."""
@@ -179,8 +191,49 @@ class LossForecast(Callback):
             return
         try:
             hook(self._watch)
+        except UnknownMetricError:
+            raise
         except Exception as fault:
             self._watch.fail(fault)
+
+    def _forecaster(self, trainer: pl.Trainer) -> Callable[[Schedule], Any]:
+        """How the forecaster of a plan is made."""
+        epoch = _trainer.steps_per_epoch(trainer)
+        return lambda schedule: LossForecaster(
+            schedule, level=self.level, steps_per_epoch=epoch if 0 < epoch < schedule.horizon else None
+        )
+
+    def _start(
+        self,
+        watch: type[Watch],
+        trainer: pl.Trainer,
+        state: Any,
+        make: Callable[[Schedule], Any],
+        **options: Any,
+    ) -> Watch:
+        """Watch a fit from here on."""
+        self._alone = False
+        dry = bool(trainer.fast_dev_run) or not trainer.is_global_zero  # type: ignore[attr-defined]
+        saved: Mapping[str, Any] = state or {}
+        outlet = Outlet(
+            trainer,
+            lambda schedule, sinks: Monitor(make(schedule), sinks=sinks, name=self.monitor, **options),
+            sinks=() if dry else self.sinks,
+            mlflow=None if dry or self.mlflow is False else self._mlflow_sink(trainer, saved.get("mlflow")),
+            progress_bar=self.progress_bar,
+        )
+        planner = Planner(trainer, horizon=self.horizon, schedule=self.schedule, state=saved.get("planner"))
+        return watch(trainer, planner, outlet, validation_names=self._validation_names, state=state)
+
+    def _mlflow_sink(self, trainer: pl.Trainer, resume: Any) -> Any:
+        """The sink of the MLflow run; a second callback writes to the first one's, under its own names."""
+        for other in trainer.callbacks[: trainer.callbacks.index(self)]:  # type: ignore[attr-defined]
+            first = other.mlflow_sink if isinstance(other, LossForecast) else None
+            if first is not None:
+                prefix = f"forecast-{re.sub(r'[^A-Za-z0-9_.]+', '_', self.monitor)}"
+                beside = {**first.state_dict(), "own": False}
+                return _trainer.mlflow_sink(trainer, self.mlflow, prefix=prefix, resume=beside)
+        return _trainer.mlflow_sink(trainer, self.mlflow, resume=resume)
 
     def _state_to_continue(self, trainer: pl.Trainer) -> dict[str, Any] | None:
         """The state of a checkpoint, or of an earlier fit that this one goes on from."""
@@ -190,23 +243,6 @@ class LossForecast(Callback):
             state = self.state_dict()
         self._watch = None
         return state if step > 0 else None
-
-    def _plan(self, trainer: pl.Trainer) -> Schedule:
-        if self.schedule is not None:
-            return self.schedule
-        horizon = self.horizon or _trainer.horizon_of(trainer)
-        if not horizon:
-            raise ValueError(_UNKNOWN_LENGTH)
-        with warnings.catch_warnings():
-            if not trainer.is_global_zero:
-                warnings.simplefilter("ignore")
-            return _trainer.plan_of(trainer, horizon)
-
-
-_UNKNOWN_LENGTH = (
-    "the length of this run cannot be known (no max_steps, and no max_epochs over data of a known length): "
-    "give LossForecast(horizon=<optimizer steps>), or the Trainer max_steps or max_epochs"
-)
 
 
 def _check(

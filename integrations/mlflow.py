@@ -6,11 +6,11 @@ import logging
 import os
 import sys
 from collections.abc import Iterable, Mapping
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from scale_callbacks.integrations._mlflow_run import Opened, fault_text
+from scale_callbacks.integrations._mlflow_open import Target
 from scale_callbacks.integrations._mlflow_sink import MlflowSink, is_mlflow_logger
+from scale_callbacks.integrations._mlflow_text import fault_text, is_local
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -30,6 +30,7 @@ def resolve_sink(
     mode: bool | None = None,
     prefix: str = "forecast",
     environ: Mapping[str, str] | None = None,
+    resume: Mapping[str, Any] | None = None,
 ) -> MlflowSink | None:
     """Find the MLflow run that forecasts belong to, and a sink that writes to it.
 
@@ -46,13 +47,16 @@ def resolve_sink(
 
     The sink sends `record.metrics` itself. A caller that also hands forecasts to its framework's loggers
     leaves those out for which `sink.covers(logger)` is true: MLflow would keep both points. A caller that
-    knows that the run ended badly sets `sink.outcome` to `"FAILED"` or `"KILLED"` before closing.
+    knows that the run ended badly sets `sink.outcome` to `"FAILED"` or `"KILLED"` before closing. A caller
+    that writes checkpoints keeps `sink.state_dict()` in them and hands it back as `resume`: instead of a
+    second run of its own the sink then goes on with the first one.
 
     Args:
         loggers: The trainer's loggers (`trainer.loggers`); others than `MLFlowLogger` are passed over.
         mode: None uses the run that is there, True makes one where there is none, False never logs to MLflow.
         prefix: As in `MlflowSink`: another one for a second metric's forecasts in the same run.
         environ: The environment to read; the process's own by default.
+        resume: `state_dict()` of the sink that a resumed training had before; anything else is passed over.
 
     Returns:
         The sink; None when there is no run to write to, on ranks other than 0, and with `mode=False`.
@@ -64,7 +68,7 @@ def resolve_sink(
         return (
             _sink_of_logger(loggers, prefix)
             or _sink_of_active_run(environ, prefix)
-            or _sink_of_own_run(environ, prefix, asked_for=bool(mode))
+            or _sink_of_own_run(environ, prefix, resume, asked_for=bool(mode))
         )
     except Exception as fault:
         _log.warning("MLflow: no run to log to: %s (training goes on)", fault_text(fault))
@@ -98,20 +102,21 @@ def _sink_of_active_run(environ: Mapping[str, str], prefix: str) -> MlflowSink |
         return MlflowSink(mlflow.MlflowClient(), active.info.run_id, prefix=prefix)
     if run_id := environ.get("MLFLOW_RUN_ID"):
         uri = environ.get("MLFLOW_TRACKING_URI") or _own_store()
-        find = partial(_find_run, uri, run_id)
-        return _opened(MlflowSink.starting(find, address=uri, ends_run=False, prefix=prefix), uri)
+        return _opened(Target(uri, run_id, own=False), prefix)
     return None
 
 
-def _sink_of_own_run(environ: Mapping[str, str], prefix: str, *, asked_for: bool) -> MlflowSink | None:
+def _sink_of_own_run(
+    environ: Mapping[str, str], prefix: str, resume: Mapping[str, Any] | None, *, asked_for: bool
+) -> MlflowSink | None:
     uri, experiment = environ.get("MLFLOW_TRACKING_URI"), environ.get("MLFLOW_EXPERIMENT_NAME")
     if not (uri or experiment or asked_for):
         return None
     # In a store that somebody named, MLflow's own default; in one that only we chose, ours.
     name = experiment or ("Default" if uri else OWN_EXPERIMENT)
     store = uri or _own_store()
-    start = partial(_start_run, store, name, environ.get("MLFLOW_EXPERIMENT_ID"))
-    return _opened(MlflowSink.starting(start, address=store, prefix=prefix), store)
+    target = Target(store, experiment=name, experiment_id=environ.get("MLFLOW_EXPERIMENT_ID"))
+    return _opened(target.resuming(resume), prefix)
 
 
 def _own_store() -> str:
@@ -119,44 +124,12 @@ def _own_store() -> str:
     return f"sqlite:///{os.path.abspath(OWN_STORE)}"
 
 
-def _opened(sink: MlflowSink, uri: str) -> MlflowSink:
+def _opened(target: Target, prefix: str) -> MlflowSink:
     import mlflow  # noqa: F401  takes seconds: now, rather than in the thread beside the first training steps
 
-    local = uri.startswith(("sqlite:", "file:")) or "://" not in uri
-    sink.open(wait=SET_UP if local else 0.0)
+    sink = MlflowSink.starting(target, prefix=prefix)
+    sink.open(wait=SET_UP if is_local(target.uri) else 0.0)
     return sink
-
-
-def _find_run(uri: str, run_id: str) -> Opened:
-    from mlflow import MlflowClient
-
-    client = MlflowClient(tracking_uri=uri)
-    return client, client.get_run(run_id).info.run_id
-
-
-def _start_run(uri: str, experiment: str, experiment_id: str | None) -> Opened:
-    from mlflow import MlflowClient
-    from mlflow.tracking.context.registry import resolve_tags
-
-    client = MlflowClient(tracking_uri=uri)
-    if experiment_id is None:
-        experiment_id = _experiment(client, experiment)
-    return client, client.create_run(experiment_id, tags=resolve_tags()).info.run_id
-
-
-def _experiment(client: MlflowClient, name: str) -> str:
-    from mlflow.exceptions import MlflowException
-
-    found = client.get_experiment_by_name(name)
-    if found is not None:
-        return str(found.experiment_id)
-    try:
-        return str(client.create_experiment(name))
-    except MlflowException:
-        found = client.get_experiment_by_name(name)  # another process was faster
-        if found is None:
-            raise
-        return str(found.experiment_id)
 
 
 def _rank(environ: Mapping[str, str]) -> int:

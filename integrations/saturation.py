@@ -7,12 +7,13 @@ from typing import Any, Literal
 import lightning.pytorch as pl
 from lightning.pytorch.utilities import rank_zero_info
 
-from scale_callbacks.integrations._source import Source
-from scale_callbacks.integrations._watch import Mean, Watch
+from scale_callbacks.integrations._ranks import Mean
+from scale_callbacks.integrations._watch import Watch
 from scale_callbacks.integrations.lightning import LossForecast
-from scale_callbacks.monitor import Monitor, forecast_steps
+from scale_callbacks.monitor import forecast_steps
 from scale_callbacks.reward import RewardForecaster
 from scale_callbacks.saturation import Reason, SaturationRule
+from scale_callbacks.schedule import Schedule
 from scale_callbacks.sinks import Sink
 from scale_callbacks.stopping import Decision
 
@@ -75,22 +76,8 @@ class SaturationStopping(LossForecast):
         """Read the plan off the trainer, and go on from a checkpoint where there is one."""
         state = self._state_to_continue(trainer)
         self.stopping_reason, self.stopped_step, self.evidence = None, None, {}
-        schedule = self._plan(trainer)
-        forecaster = RewardForecaster(
-            schedule.horizon, direction=self.direction, ceiling=self.ceiling, schedule=schedule
-        )
-        dry = bool(trainer.fast_dev_run) or not trainer.is_global_zero  # type: ignore[attr-defined]
-        self._watch = _RewardWatch(
-            trainer,
-            lambda sinks: Monitor(forecaster, rules=[self.rule], sinks=sinks, name=self.monitor),
-            sinks=() if dry else self.sinks,
-            mlflow=False if dry else self.mlflow,
-            progress_bar=self.progress_bar,
-            validation_names=self._validation_names,
-        )
-        if state is not None:
-            self._watch.load(state)
-        self._due = _after(schedule.horizon, trainer.global_step)
+        self._watch = self._start(_RewardWatch, trainer, state, self._forecaster(trainer), rules=[self.rule])
+        self._due = _after(self._watch.schedule.horizon, trainer.global_step)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -117,6 +104,11 @@ class SaturationStopping(LossForecast):
             if self._watch is not None:
                 self._watch.fail(fault)
 
+    def _forecaster(self, trainer: pl.Trainer) -> Callable[[Schedule], Any]:
+        return lambda schedule: RewardForecaster(
+            schedule.horizon, direction=self.direction, ceiling=self.ceiling, schedule=schedule
+        )
+
     def _stop(self, trainer: pl.Trainer, step: int) -> None:
         trainer.should_stop = True
         decision = self.decision
@@ -129,19 +121,17 @@ class SaturationStopping(LossForecast):
 class _RewardWatch(Watch):
     """A watch that takes no loss for a reward, and further signals along."""
 
-    def __init__(self, *args: Any, **options: Any) -> None:
-        self._read = (time.perf_counter(), -1)
-        super().__init__(*args, **options)
+    by_output = False
 
-    def _guess(self, look: Callable[[], Source]) -> Source:
-        guess = super()._guess(look)
-        return Source.UNKNOWN if guess is Source.OUTPUT else guess
+    def __init__(self, *args: Any, **options: Any) -> None:
+        self._last_read = (time.perf_counter(), -1)
+        super().__init__(*args, **options)
 
     def _observe(
         self, step: int, mean: Mean, span: int = 1, extra: Mapping[str, float] | None = None
     ) -> None:
-        now, (before, last) = time.perf_counter(), self._read
-        self._read = now, step
+        now, (before, last) = time.perf_counter(), self._last_read
+        self._last_read = now, step
         signals = dict(extra or {})
         if 0 <= last < step:
             signals["step_time"] = (now - before) / (step - last)

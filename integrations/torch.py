@@ -11,6 +11,7 @@ import torchmetrics
 from numpy.typing import NDArray
 
 from scale_callbacks.integrations import _lookahead
+from scale_callbacks.integrations._agreement import Agreement as Agreement
 from scale_callbacks.schedule import Schedule
 
 EXACT = 16384  # scheduler updates up to which a plan is simulated one by one

@@ -9,9 +9,14 @@ from scale_callbacks.schedule import Schedule
 from scale_callbacks.stopping import Decision, Rule
 
 if TYPE_CHECKING:
+    from scale_callbacks.deviation import DivergenceRule as DivergenceRule
     from scale_callbacks.integrations.lightning import LossForecast as LossForecast
     from scale_callbacks.integrations.mlflow import MlflowSink as MlflowSink
     from scale_callbacks.integrations.saturation import SaturationStopping as SaturationStopping
+    from scale_callbacks.integrations.transformers import LossForecastCallback as LossForecastCallback
+    from scale_callbacks.integrations.transformers import (
+        SaturationStoppingCallback as SaturationStoppingCallback,
+    )
     from scale_callbacks.monitor import Monitor as Monitor
     from scale_callbacks.reward import RewardForecaster as RewardForecaster
     from scale_callbacks.saturation import SaturationRule as SaturationRule
@@ -25,14 +30,17 @@ __version__ = "0.1.0"
 # Loaded on first use, so that `import scale_callbacks` stays quick and needs no framework.
 _LAZY = {
     "ConsoleSink": "scale_callbacks.sinks",
+    "DivergenceRule": "scale_callbacks.deviation",
     "JsonlSink": "scale_callbacks.sinks",
     "LossForecast": "scale_callbacks.integrations.lightning",
+    "LossForecastCallback": "scale_callbacks.integrations.transformers",
     "MemorySink": "scale_callbacks.sinks",
     "MlflowSink": "scale_callbacks.integrations.mlflow",
     "Monitor": "scale_callbacks.monitor",
     "RewardForecaster": "scale_callbacks.reward",
     "SaturationRule": "scale_callbacks.saturation",
     "SaturationStopping": "scale_callbacks.integrations.saturation",
+    "SaturationStoppingCallback": "scale_callbacks.integrations.transformers",
     "Sink": "scale_callbacks.sinks",
 }
 

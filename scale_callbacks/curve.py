@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import bisect
+import math
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import compress
 from typing import Any, SupportsFloat, TypeAlias, cast
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from scale_callbacks._stream import BLANK, SETTLED, Stream, advance, as_stream, fold
+
 Floats: TypeAlias = NDArray[np.float64]
-_Stream: TypeAlias = tuple[int, float, float, float, float, float, float, int]
-# observations, last step, level, last kept, mean |second difference|, last value, the one before, clipped
 
 LARGEST = 1e100  # beyond it sums of squares overflow: counted as non-finite
 _GROWTH = 1.5  # bin edges are horizon * (i / bins) ** 1.5: finer where the curve bends
 _RING = 1024  # raw observations kept for exact rewinds
-_BLANK: _Stream = (0, -1.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0)
+_MANY = 64  # observations in one call from which on they are folded in bin by bin
 
 
 @dataclass(frozen=True)
@@ -45,11 +48,12 @@ class Bins:
 class Curve:
     """What a run has shown so far, in at most `bins` bins whatever its length.
 
-    Every observation is folded in by itself with plain floats, so the split of a stream over calls changes
-    nothing. A call that starts at or before the last step rewinds: what came after is replaced. A rewind is
-    exact while the last 1,024 observations reach back to the start of the bin it cuts; further back, the part
-    of that one bin that can no longer be rebuilt is left out. Steps past the horizon are kept: bins are then
-    merged in pairs, which stretches the same edges by 2**1.5.
+    Every observation is folded in by itself with plain floats, with the same operations in the same order
+    however many come at once, so the split of a stream over calls changes nothing. A call that starts at or
+    before the last step rewinds: what came after is replaced. A rewind is exact while the last 1,024
+    observations reach back to the start of the bin it cuts; further back, the part of that one bin that can
+    no longer be rebuilt is left out. Steps past the horizon are kept: bins are then merged in pairs, which
+    stretches the same edges by 2**1.5.
 
     Args:
         horizon: planned number of optimizer steps, at least 1.
@@ -71,8 +75,8 @@ class Curve:
         self._edge = float(horizon)  # the step at which the last bin ends
         self._size = int(bins)
         self._rows: list[list[float]] = [[0.0] * 5 for _ in range(bins)]  # n, step, value, M2, robust: means
-        self._starts: list[_Stream | None] = [None] * bins  # the stream's state before each bin's first value
-        self._stream: _Stream = _BLANK
+        self._starts: list[Stream | None] = [None] * bins  # the stream's state before each bin's first value
+        self._stream: Stream = BLANK
         self._ring: deque[tuple[float, float]] = deque(maxlen=_RING)
         self._first = -1.0
         self.nonfinite = 0
@@ -118,6 +122,8 @@ class Curve:
         if len(xs) != len(ys):
             raise ValueError(f"steps and values must be equally long, got {len(xs)} and {len(ys)}")
         check_steps(xs)
+        if len(xs) >= _MANY:
+            xs, ys = self._observe_many(xs, ys)
         for step, value in zip(xs, ys, strict=True):
             if not -LARGEST < value < LARGEST:  # false for NaN too
                 self.nonfinite += 1
@@ -137,6 +143,14 @@ class Curve:
             return sum(values) / len(values) if values else None
         later = [(row[0], row[2]) for row in self._rows if row[0] and row[1] > step]
         return sum(n * mean for n, mean in later) / sum(n for n, _ in later) if later else None
+
+    def until(self, step: float) -> Curve:
+        """A copy that has seen nothing past a step; of the bin that the step cuts, as a rewind leaves it."""
+        twin = Curve(1)
+        twin.load_state_dict(self.state_dict())
+        if twin.n and step < twin._stream[1]:
+            twin._rewind(max(math.nextafter(step, math.inf), 0.0))
+        return twin
 
     def bins(self) -> Bins:
         """The occupied bins so far."""
@@ -168,8 +182,8 @@ class Curve:
         self._size = int(state["bins"])
         rows, starts = state["rows"], state["starts"]
         self._rows = [[float(v) for v in rows.get(str(i), [0.0] * 5)] for i in range(self._size)]
-        self._starts = [_as_stream(starts[str(i)]) if str(i) in starts else None for i in range(self._size)]
-        self._stream = _as_stream(state["stream"])
+        self._starts = [as_stream(starts[str(i)]) if str(i) in starts else None for i in range(self._size)]
+        self._stream = as_stream(state["stream"])
         self._ring = deque(((float(s), float(v)) for s, v in state["ring"]), maxlen=_RING)
         self._first = float(state["first"])
         self.nonfinite, self.rewinds = int(state["nonfinite"]), int(state["rewinds"])
@@ -187,7 +201,7 @@ class Curve:
         if not self._stream[0]:
             self._first = step
         self._ring.append((step, value))
-        self._stream, robust = _advance(self._stream, step, value)
+        self._stream, robust = advance(self._stream, step, value)
         row = self._rows[index]
         row[0] = count = row[0] + 1.0
         off = value - row[2]
@@ -195,6 +209,32 @@ class Curve:
         row[2] += off / count
         row[3] += off * (value - row[2])
         row[4] += ((robust if self._robust else value) - row[4]) / count
+
+    def _observe_many(self, xs: list[float], ys: list[float]) -> tuple[list[float], list[float]]:
+        """Fold in a batch bin by bin, several times as fast; returns what is left to fold in one by one."""
+        if not all(-LARGEST < value < LARGEST for value in ys):
+            finite = [-LARGEST < value < LARGEST for value in ys]
+            self.nonfinite += len(ys) - sum(finite)
+            xs, ys = list(compress(xs, finite)), list(compress(ys, finite))
+        if not xs or xs[0] <= self._stream[1]:
+            return xs, ys  # a rewind
+        done = 0
+        while done < len(xs) and self._stream[0] < SETTLED:
+            self._add(xs[done], ys[done])
+            done += 1
+        ringed = done
+        while done < len(xs) and xs[done] <= self._edge:
+            index = self._bin(xs[done])
+            # Steps past the edge fall in the last bin here, and are left to `_add`, which widens.
+            end = bisect.bisect_right(xs, index, done, key=lambda step: self._bin(min(step, self._edge)))
+            end = min(end, bisect.bisect_right(xs, self._edge, done))
+            if self._starts[index] is None:
+                self._starts[index] = self._stream
+            self._stream = fold(self._stream, self._rows[index], xs[done:end], ys[done:end], self._robust)
+            done = end
+        ringed = max(ringed, done - _RING)
+        self._ring.extend(zip(xs[ringed:done], ys[ringed:done], strict=True))
+        return xs[done:], ys[done:]
 
     def _widen(self) -> None:
         half = self._size // 2
@@ -271,12 +311,6 @@ def _tidy(step: float) -> float:
     return int(step) if step == int(step) else step
 
 
-def _as_stream(values: Any) -> _Stream:
-    count, *floats, clipped = values
-    step, level, kept, rough, last, before = map(float, floats)
-    return int(count), step, level, kept, rough, last, before, int(clipped)
-
-
 def _merged(a: list[float], b: list[float]) -> list[float]:
     if not (a[0] and b[0]):
         return a if a[0] else b
@@ -284,30 +318,3 @@ def _merged(a: list[float], b: list[float]) -> list[float]:
     share = b[0] / count
     step, value, robust = (a[i] + share * (b[i] - a[i]) for i in (1, 2, 4))
     return [count, step, value, a[3] + b[3] + a[0] * share * (b[2] - a[2]) ** 2, robust]
-
-
-def _advance(stream: _Stream, step: float, value: float) -> tuple[_Stream, float]:
-    """The stream after one more value, and that value with an isolated spike pulled in.
-
-    A spike lies beyond both the smoothed level and the last kept value by five standard deviations and a few
-    percent of the level. Four in a row are a jump, not a spike: the level follows them.
-    """
-    count, _, level, kept, rough, last, before, clipped = stream
-    if count == 0:
-        return (1, step, value, value, 0.0, value, value, 0), value
-    size = level if level >= 0.0 else -level
-    if count >= 2:
-        bend = abs(value - 2.0 * last + before)
-        weight = max(2.0 / count, 0.02)
-        rough = bend if count == 2 else rough + weight * (min(bend, 3.0 * rough + 1e-5 * size) - rough)
-    if count < 20:
-        kept = value
-    else:
-        high = max(level, kept) + 2.5 * rough + 0.02 * size
-        low = min(level, kept) - 2.5 * rough - 0.05 * size
-        kept = high if value > high else low if value < low else value
-        clipped = 0 if kept == value else clipped + 1
-        if clipped >= 4:
-            return (count + 1, step, value, value, rough, value, last, 0), value
-    level += max(1.0 / (count + 1), 0.1) * (kept - level)
-    return (count + 1, step, level, kept, rough, value, last, clipped), kept

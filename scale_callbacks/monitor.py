@@ -10,6 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scale_callbacks.curve import Curve
+from scale_callbacks.delivery import Delivery
+from scale_callbacks.deviation import Deviation, Expectation, deviation, frozen
 from scale_callbacks.forecast import Forecast
 from scale_callbacks.schedule import Schedule
 from scale_callbacks.sinks import ForecastPoint, Record, Setting, Sink, Summary
@@ -17,7 +19,7 @@ from scale_callbacks.stopping import Decision, Rule
 
 _log = logging.getLogger("scale_callbacks")
 
-STATE_VERSION = 1
+STATE_VERSION = 2  # 1: without expectations and deviation
 FIRST = 0.01  # share of the plan at which the first forecast is due
 RATIO = 1.1  # geometric spacing at first: early on much changes
 LINEAR = 1 / 50  # then as often as this share of the plan
@@ -70,6 +72,7 @@ class Monitor:
     Attributes:
         forecast: the latest forecast; None before there is one.
         decision: the latest decision.
+        deviation: how far the loss is from what was forecast for it; None before that can be said.
         history: all forecasts so far, at most about a hundred.
     """
 
@@ -91,12 +94,14 @@ class Monitor:
         self.name = name
         self.forecast: Forecast | None = None
         self.decision = Decision()
+        self.deviation: Deviation | None = None
         self.history: list[ForecastPoint] = []
         self._rules = tuple(rules)
-        self._sinks = tuple(sinks)
+        self._delivery = Delivery(sinks)
         self._faults: Counter[str] = Counter()
         self._plan = forecast_steps(forecaster.horizon)
         self._fired: list[int] = []
+        self._expected: list[Expectation] = []  # of each forecast in the history
         self._last_step = 0
         self._observed = False
         self._closed = False
@@ -144,6 +149,7 @@ class Monitor:
     @property
     def warnings(self) -> Mapping[str, int]:
         """What went wrong so far, and how often."""
+        self._hear_of_sinks()
         counts = dict(self._faults)
         if self.forecaster.curve.nonfinite:
             counts[f"{self.name} was not finite and left out"] = self.forecaster.curve.nonfinite
@@ -163,29 +169,37 @@ class Monitor:
             decision=self.decision,
             settings=dict(self.forecaster.settings),
             warnings=self.warnings,
+            deviation=self.deviation,
             finished=finished,
             measured=self.forecaster.measured() if finished else None,
         )
 
+    def flush(self, seconds: float = 5.0) -> bool:
+        """Wait until the sinks have taken every forecast so far; False when the time was too short."""
+        return self._delivery.flush(seconds)
+
     def close(self) -> None:
-        """Hand the summary to the sinks. A second call does nothing."""
+        """Hand the summary to the sinks, and wait a few seconds at most. A second call does nothing."""
         if self._closed:
             return
         self._closed = True
-        for sink in self._sinks:
-            try:
-                sink.close(self.summary())
-            except Exception as fault:
-                self._note(f"{type(sink).__name__} failed to close", fault)
+        try:
+            self._delivery.close(self.summary())
+        except Exception as fault:
+            self._note("closing failed", fault)
+        self._hear_of_sinks()
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that a resumed run needs, as plain JSON-able data."""
+        self._hear_of_sinks()
         return {
             "version": STATE_VERSION,
             "forecaster": self.forecaster.state_dict(),
             "forecast": None if self.forecast is None else self.forecast.to_dict(),
             "decision": self.decision.to_dict(),
+            "deviation": None if self.deviation is None else self.deviation.to_dict(),
             "history": [[p.step, p.value, p.low, p.high, str(p.status)] for p in self.history],
+            "expected": [expectation.to_list() for expectation in self._expected],
             "fired": list(self._fired),
             "last_step": self._last_step,
             "observed": self._observed,
@@ -206,7 +220,10 @@ class Monitor:
         self.forecaster.load_state_dict(state["forecaster"])
         self.forecast = None if state["forecast"] is None else Forecast.from_dict(state["forecast"])
         self.decision = Decision.from_dict(state["decision"])
+        away = state.get("deviation")
+        self.deviation = None if away is None else Deviation.from_dict(away)
         self.history = [ForecastPoint(*point) for point in state["history"]]
+        self._expected = [Expectation.from_list(data) for data in state.get("expected", ())]
         self._fired = [int(step) for step in state["fired"]]
         self._last_step = int(state["last_step"])
         self._observed = bool(state["observed"])
@@ -215,7 +232,10 @@ class Monitor:
 
     def _rewind(self, step: float) -> None:
         self._fired = [fired for fired in self._fired if fired < step]
-        self.history = [point for point in self.history if point.step < step]
+        kept = [point for point in self.history if point.step < step]
+        if undone := len(self.history) - len(kept):
+            del self._expected[-undone:]
+        self.history = kept
         self._next_due = self._due_after(self._fired[-1] if self._fired else 0)
 
     def _due_after(self, step: int) -> int:
@@ -225,24 +245,34 @@ class Monitor:
         return math.ceil(step * RATIO)  # past the horizon: rarer and rarer
 
     def _fire(self, step: int) -> None:
-        self._fired.append(step)
-        self._next_due = self._due_after(step)
+        """Forecast, decide, and only then take note: one that is interrupted is made at the next step."""
         try:
-            self.forecast = self.forecaster.forecast()
+            forecast = self.forecaster.forecast()
+            decision = self._decide()
+            away = deviation(self._expected, self.forecaster.curve, self.forecaster.horizon)
         except Exception as fault:
             self._note("forecast failed", fault)
+            self._fired.append(step)
+            self._next_due = self._due_after(step)
             return
-        if self.forecast is not None:
-            f = self.forecast
+        self.forecast, self.decision, self.deviation = forecast, decision, away
+        if forecast is not None:
+            f = forecast
             self.history.append(ForecastPoint(step, f.value, f.low, f.high, str(f.status)))
-        self.decision = self._decide()
-        record = Record(self.name, step, self.forecast, self.decision, self._metrics(step))
-        summary = self.summary() if self._sinks else None
-        for sink in self._sinks:
-            try:
-                sink.write(record, summary)  # type: ignore[arg-type]
-            except Exception as fault:
-                self._note(f"{type(sink).__name__} failed to write", fault)
+            self._expected.append(Expectation.of(f))
+        self._look_for_trouble()
+        self._fired.append(step)
+        self._next_due = self._due_after(step)
+        if self._delivery:
+            self._deliver(step)
+
+    def _deliver(self, step: int) -> None:
+        try:
+            record = Record(self.name, step, self.forecast, self.decision, self._metrics(step))
+            self._delivery.write(record, self.summary())
+        except Exception as fault:
+            self._note("forecast not handed to the sinks", fault)
+        self._hear_of_sinks()
 
     def _decide(self) -> Decision:
         decisions = []
@@ -263,15 +293,28 @@ class Monitor:
                 f"{key}_low": self.forecast.low,
                 f"{key}_high": self.forecast.high,
             }
+        if self.deviation is not None:
+            metrics["forecast/deviation"] = self.deviation.score
         if self.forecaster.schedule is not None:
             metrics["lr_area"] = self.forecaster.schedule.area(step)
             metrics["lr_annealing_area"] = self.forecaster.schedule.annealing_area(step)
         return metrics
 
-    def _note(self, what: str, fault: Exception) -> None:
-        """Count a fault; log its first occurrence (logging, since a warning may be turned into an error)."""
+    def _look_for_trouble(self) -> None:
+        if self.deviation is not None and self.deviation.outside:
+            self._count(f"{self.name} left its forecast band", self.deviation.sentence(self.name))
+        if frozen(self.forecaster.curve.bins()):
+            self._count(f"{self.name} does not change", "the same value at every step of late")
+
+    def _hear_of_sinks(self) -> None:
+        for what, fault in self._delivery.faults():
+            self._note(what, fault)
+
+    def _note(self, what: str, fault: BaseException) -> None:
+        self._count(what, f"{type(fault).__name__}: {fault}")
+
+    def _count(self, what: str, detail: str) -> None:
+        """Count what went wrong; log its first time (logging, since a warning may become an error)."""
         self._faults[what] += 1
         if self._faults[what] == 1:
-            _log.warning(
-                "%s: %s: %s (further ones are counted, training goes on)", what, type(fault).__name__, fault
-            )
+            _log.warning("%s: %s (further ones are counted, training goes on)", what, detail)

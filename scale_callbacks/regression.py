@@ -14,6 +14,7 @@ from scale_callbacks.laws.base import Floats, Plan
 
 LEVEL_SD = 0.5  # prior sd of F about the present level
 _FORBIDDEN = 50.0  # log-evidence against a negative coefficient
+_LEFT = 1e-12  # least share of a precision that is left when another coefficient is eliminated: rounding
 Indices = NDArray[np.intp]
 
 
@@ -180,7 +181,8 @@ class Regression:
         self._clock = wander * tables.walk + stir * tables.stir
         self._clock_at = wander * tables.walk_at + stir * tables.stir_at
         walk = np.minimum(self._clock[:, None], self._clock)
-        root = np.linalg.cholesky(walk + np.diag(noise))
+        # Values next to zero have no noise to speak of: without a least one the matrix may have no root.
+        root = np.linalg.cholesky(walk + np.diag(np.maximum(noise, _LEFT * walk.max() + _LEFT**2)))
         columns = (np.ones((len(noise), 1)), tables.decay.T, tables.drop.T, evidence.values[:, None])
         white = np.linalg.solve(root, np.concatenate(columns, axis=1))
         one, decay, drop, y = np.split(white, np.cumsum([1, len(tables.decay), len(tables.drop)]), axis=1)
@@ -211,8 +213,9 @@ class Regression:
         self._d0 = float(one @ one) + precision
         self._h0 = float(one @ y) + precision
         self._l1, self._l2 = decay.T @ one / self._d0, drop.T @ one / self._d0
-        self._a11 = np.einsum("ij,ij->j", decay, decay) - self._l1**2 * self._d0
-        self._a22 = np.einsum("ij,ij->j", drop, drop) - self._l2**2 * self._d0
+        # Never below zero but for rounding, which in wild data may exceed the prior's part.
+        self._a11 = np.maximum(np.einsum("ij,ij->j", decay, decay) - self._l1**2 * self._d0, 0.0)
+        self._a22 = np.maximum(np.einsum("ij,ij->j", drop, drop) - self._l2**2 * self._d0, 0.0)
         self._a12 = decay.T @ drop - np.outer(self._l1, self._l2) * self._d0
         self._b1 = decay.T @ y - self._l1 * self._h0
         self._b2 = drop.T @ y - self._l2 * self._h0
@@ -236,7 +239,8 @@ class Regression:
         cross = self._a12[j][:, drops]
         ratio = cross / d1[:, None]
         h2 = self._h2[drops, depths] - (ratio * h1[:, None])[..., None]
-        d2 = self._d2[drops, depths] - (ratio * cross)[..., None]
+        d2 = self._d2[drops, depths]
+        d2 = np.maximum(d2 - (ratio * cross)[..., None], _LEFT * d2)
         fall = h2 / d2
         forbidden = fall < 0.0
         forbidden |= ratio[..., None] * fall > (h1 / d1)[:, None, None]
@@ -262,7 +266,7 @@ class Regression:
             self._d1.ravel()[rows],
             self._a12[rows // self._d1.shape[1], k],
         )
-        d2 = self._d2[k, m] - cross**2 / d1
+        d2 = np.maximum(self._d2[k, m] - cross**2 / d1, _LEFT * self._d2[k, m])
         h1 = self._h1.ravel()[rows]
         fall = (self._h2[k, m] - cross / d1 * h1) / d2
         slope = (h1 - cross * fall) / d1

@@ -6,12 +6,13 @@ threads of their own, beside whatever the user's program plots.
 
 from __future__ import annotations
 
-import math
 from os import PathLike
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+
+from scale_callbacks.report_text import headline, horizon_of, plain, rounded
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -25,6 +26,8 @@ _SEEN, _FORECAST, _RATE, _AREA, _TRUTH = "#555555", "#0072B2", "#009E73", "#B077
 _INK, _FAINT, _GRID = "#222222", "#6B6B6B", "#E4E4E4"
 
 Floats = NDArray[np.float64]
+
+__all__ = ["forecast_figure", "headline", "save_forecast_png"]
 
 
 def forecast_figure(summary: Summary) -> Figure:
@@ -53,7 +56,7 @@ def forecast_figure(summary: Summary) -> Figure:
     past = figure.add_subplot(grid[2], sharex=loss)
     for axes in (loss, rate, past):
         _dress(axes, labelled=axes is past)
-    loss.set_xlim(0.0, _horizon(summary))
+    loss.set_xlim(0.0, horizon_of(summary))
     _draw_loss(loss, summary)
     _draw_rate(rate, summary)
     _draw_past(past, summary)
@@ -72,18 +75,8 @@ def save_forecast_png(summary: Summary, path: str | PathLike[str]) -> None:
     forecast_figure(summary).savefig(path, format="png", dpi=100)
 
 
-def headline(summary: Summary) -> str:
-    """Say the forecast in one line: `train_loss at step 24,000: 1.83 (1.79-1.88, 90%)`."""
-    name, forecast = _plain(summary.name), summary.forecast
-    if forecast is None:
-        return f"{name}: no forecast yet"
-    value, low, high = _rounded(forecast.value, forecast.low, forecast.high)
-    dash = " to " if forecast.low < 0 else "-"
-    return f"{name} at step {forecast.horizon:,}: {value} ({low}{dash}{high}, {forecast.level:.0%})"
-
-
 def _draw_loss(axes: Axes, summary: Summary) -> None:
-    axes.set_ylabel(_plain(summary.name), color=_INK, parse_math=False)
+    axes.set_ylabel(plain(summary.name), color=_INK, parse_math=False)
     axes.set_ylim(_loss_limits(summary))
     steps, mean, spread = _columns(summary)
     if len(steps) == 0:
@@ -119,7 +112,7 @@ def _draw_path(axes: Axes, forecast: Forecast, last_step: int) -> None:
 
 def _draw_final(axes: Axes, forecast: Forecast) -> None:
     """Mark the forecast at the horizon and spell it out in the margin."""
-    value, low, high = _rounded(forecast.value, forecast.low, forecast.high)
+    value, low, high = rounded(forecast.value, forecast.low, forecast.high)
     arms = [[max(forecast.value - forecast.low, 0.0)], [max(forecast.high - forecast.value, 0.0)]]
     mark: dict[str, Any] = {"color": _FORECAST, "clip_on": False, "zorder": 5}
     axes.errorbar(
@@ -147,7 +140,7 @@ def _draw_rate(axes: Axes, summary: Summary) -> None:
     if schedule is None:
         _empty(axes, "no learning-rate plan given")
         return
-    grid = np.unique(np.concatenate([np.linspace(0.0, _horizon(summary), 500), schedule.steps, [seen]]))
+    grid = np.unique(np.concatenate([np.linspace(0.0, horizon_of(summary), 500), schedule.steps, [seen]]))
     rate, area, annealing = (
         np.asarray(f(grid)) for f in (schedule.lr, schedule.area, schedule.annealing_area)
     )
@@ -190,7 +183,7 @@ def _draw_past(axes: Axes, summary: Summary) -> None:
     faces = np.where(sure, _FORECAST, "white")
     axes.scatter(steps, value, s=size, facecolors=list(faces), edgecolors=_FORECAST, linewidths=1.1, zorder=3)
     if not sure.all():
-        states = sorted({_plain(str(p.status), 14) for p in points} - {"ok"})
+        states = sorted({plain(str(p.status), 14) for p in points} - {"ok"})
         legend = states[0] if len(states) == 1 else "not ok"
         _margin(axes, 0.06, f"\u25cb {legend}", color=_FORECAST, size=10)
     if len(points) == 1:
@@ -198,7 +191,7 @@ def _draw_past(axes: Axes, summary: Summary) -> None:
     truth = summary.measured
     if truth is not None:
         axes.axhline(truth, color=_TRUTH, lw=1.6, ls=(0, (6, 3)))
-        digits = _rounded(truth, low[-1], high[-1])[0]
+        digits = rounded(truth, low[-1], high[-1])[0]
         _value_beside(axes, truth, digits, "measured\nat the end", color=_TRUTH, size=13)
     axes.set_ylim(_past_limits(steps, low, high, value, truth))
 
@@ -242,40 +235,20 @@ def _columns(summary: Summary) -> tuple[Floats, Floats, Floats]:
     return np.asarray(bins.steps, dtype=float), np.asarray(bins.mean, dtype=float), spread
 
 
-def _horizon(summary: Summary) -> int:
-    return max(int(summary.horizon), int(summary.last_step), 1)
-
-
 def _subtitle(summary: Summary) -> str:
-    seen, horizon = summary.last_step, _horizon(summary)
+    seen, horizon = summary.last_step, horizon_of(summary)
     parts = [f"{seen:,} of {horizon:,} steps seen ({seen / horizon:.0%})"]
     if summary.forecast is not None:
-        parts.append(f"status {_plain(str(summary.forecast.status))}")
+        parts.append(f"status {plain(str(summary.forecast.status))}")
         laws = sorted(summary.forecast.weights.items(), key=lambda item: -item[1])
-        shares = [f"{_plain(law)} {weight:.0%}" for law, weight in laws[:4] if weight >= 0.005]
+        shares = [f"{plain(law)} {weight:.0%}" for law, weight in laws[:4] if weight >= 0.005]
         parts += [", ".join(shares)] if shares else []
     truth = summary.measured
     if truth is not None and summary.forecast is not None:
-        parts.append(f"measured {_rounded(truth, summary.forecast.low, summary.forecast.high)[0]}")
+        parts.append(f"measured {rounded(truth, summary.forecast.low, summary.forecast.high)[0]}")
     if summary.decision.stop:
-        parts.append(f"stopped: {_plain(summary.decision.reason)}")
-    return _plain("  \u00b7  ".join(parts), 135)
-
-
-def _rounded(value: float, low: float, high: float) -> tuple[str, str, str]:
-    """Write three numbers with as many decimals as the interval's width gives sense to."""
-    half, size = (high - low) / 2, max(abs(value), abs(low), abs(high))
-    decimals = math.ceil(0.6 - math.log10(half)) if half > 0 else 7
-    if decimals > 6 or size >= 1e6:
-        return f"{value:.4g}", f"{low:.4g}", f"{high:.4g}"
-    decimals = max(decimals, 0)
-    return f"{value:,.{decimals}f}", f"{low:,.{decimals}f}", f"{high:,.{decimals}f}"
-
-
-def _plain(text: str, limit: int = 36) -> str:
-    """Keep a string from outside to what the built-in font can draw on one line."""
-    clean = "".join(c if c.isprintable() and ord(c) < 0x500 else "?" for c in text)
-    return clean if len(clean) <= limit else clean[: limit - 1] + "\u2026"
+        parts.append(f"stopped: {plain(summary.decision.reason)}")
+    return plain("  \u00b7  ".join(parts), 135)
 
 
 def _say(figure: Figure, x: float, y: float, text: str, **style: Any) -> None:

@@ -279,9 +279,12 @@ def _told(reason: Reason, e: dict[str, float], rule: SaturationRule) -> str:
 
 
 def _saving(e: dict[str, float]) -> str:
-    hours = e.get("hours_saved", 0.0)
-    time = (
-        f" ({hours:.1f} hours)" if hours >= 1.0 else f" ({60.0 * hours:.0f} minutes)" if hours > 0.0 else ""
-    )
+    seconds = 3600.0 * e.get("hours_saved", 0.0)
+    if seconds >= 3600.0:
+        time = f" ({seconds / 3600.0:.1f} hours)"
+    elif seconds >= 120.0:
+        time = f" ({seconds / 60.0:.0f} minutes)"
+    else:
+        time = f" ({seconds:.0f} seconds)" if seconds > 0.0 else ""
     known = "" if e["horizon_known"] else ", were it to run as long again"
     return f"{e['steps_saved']:,.0f} steps{time}{known}"

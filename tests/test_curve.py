@@ -36,6 +36,24 @@ def test_scalars_and_arrays_agree_to_the_last_bit() -> None:
     assert one_by_one.state_dict() == fed((steps, values)).state_dict()
 
 
+@pytest.mark.parametrize("robust", [True, False])
+@given(st.integers(0, 2**32), st.integers(0, 3000), st.sampled_from([1e-3, 1.0, 30.0]))
+def test_a_batch_is_folded_in_as_its_values_one_by_one(
+    robust: bool, seed: int, start: int, stride: float
+) -> None:
+    draw = np.random.default_rng(seed)
+    steps = start + stride * np.cumsum(draw.integers(1, 4, 1500))  # past the horizon at the longer strides
+    values = 2.0 + draw.standard_t(1.2, 1500) + 50.0 * (draw.random(1500) > 0.97)
+    values[draw.random(1500) > 0.99] = np.nan
+    values[700:720] += 1e6
+    before = noisy(200)
+    batch, single = fed(before, robust=robust), fed(before, robust=robust)
+    batch.observe(steps, values)
+    for step, value in zip(steps.tolist(), values.tolist(), strict=True):
+        single.observe(step, value)
+    assert batch.state_dict() == single.state_dict()
+
+
 def test_bins_are_bounded_and_hold_every_observation() -> None:
     steps, values = noisy(20_000)
     bins = fed((steps, values), horizon=20_000, bins=64).bins()

@@ -1,4 +1,5 @@
 import contextlib
+import gc
 import os
 import sys
 
@@ -9,11 +10,15 @@ os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 
 
 @pytest.fixture(autouse=True)
-def _mlflow_as_if_fresh(monkeypatch):
-    """No store and no run from the tester's environment, nor from the test before (a logger sets both)."""
+def journals(monkeypatch, tmp_path):
+    """No store and no run from the tester's environment, nor from the test before (a logger sets both).
+
+    The journals, which would go to the tester's home, go to the folder that this gives.
+    """
     for name in [name for name in os.environ if name.startswith("MLFLOW_") and "TELEMETRY" not in name]:
         monkeypatch.delenv(name)
-    yield
+    monkeypatch.setenv("SCALE_CALLBACKS_JOURNAL", str(tmp_path / "journals"))
+    yield tmp_path / "journals"
     if "mlflow" in sys.modules:
         mlflow = sys.modules["mlflow"]
         while mlflow.active_run():
@@ -37,3 +42,19 @@ def store(store_uri):
     from mlflow import MlflowClient
 
     return MlflowClient(store_uri)
+
+
+@pytest.fixture(scope="module")
+def quick_collections():
+    """A training of Transformers collects garbage: half a second among the modules loaded by now."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
+@pytest.fixture
+def few_forecasts(monkeypatch):
+    """Each forecast of a loss costs some 50 ms: ten a run are enough for what is tested here."""
+    monkeypatch.setattr("scale_callbacks.monitor.LINEAR", 0.1)
+    monkeypatch.setattr("scale_callbacks.monitor.RATIO", 2.0)

@@ -21,6 +21,23 @@ class RankZeroOnly(Silent):
         return loss
 
 
+class AtDifferentTimes(Silent):
+    """Even steps are logged by rank 0, odd ones by rank 1; the first three by none."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        loss = super().training_step(batch, batch_idx)
+        self.log("step", float(self.global_step))
+        if self.global_step >= 3 and self.global_step % 2 == self.global_rank:
+            self.log("train_loss", loss)
+        return loss
+
+
+class ValidatedOnRankZero(Net):
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        if self.trainer.is_global_zero:
+            self.log("val_loss", self.loss(batch), rank_zero_only=True)
+
+
 class OnEpoch(Net):
     log_as = {"name": "train_loss", "on_step": False, "on_epoch": True}  # noqa: RUF012
 
@@ -44,6 +61,8 @@ CASES: dict[str, tuple[type[Net], str, tuple[pl.Callback, ...]]] = {
     "rank zero only": (RankZeroOnly, "train_loss", ()),
     "epoch": (OnEpoch, "train_loss", ()),
     "validation": (Validated, "val_loss", ()),
+    "different times": (AtDifferentTimes, "train_loss", ()),
+    "validation on rank zero": (ValidatedOnRankZero, "val_loss", ()),
     "one rank fails": (Net, "train_loss", (OneRankFails(),)),
     "unknown": (Net, "loss", ()),
 }
@@ -66,8 +85,8 @@ def run(name: str, strategy: Any) -> dict[str, Any]:
     )
     error = ""
     try:
-        # `Validated` alone has a validation
-        val = (data(batches=4),) if module is Validated else ()
+        # these alone have a validation
+        val = (data(batches=4),) if key == "val_loss" else ()
         trainer.fit(net, data(batches=20), *val)
     except ValueError as fault:
         error = str(fault)

@@ -277,6 +277,34 @@ class Two(Net):
         return [small, large], [torch.optim.lr_scheduler.StepLR(large, 10, 0.5)]
 
 
+class Alternating(Two):
+    """A critic that steps on every batch, and a generator that does on each fifth."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> None:
+        small, large = self.optimizers()
+        for optimizer in (small, large) if batch_idx % 5 == 0 else (large,):
+            loss = Net.training_step(self, batch, batch_idx) + self.other(batch[0]).square().mean()
+            optimizer.zero_grad()
+            self.manual_backward(loss)
+            optimizer.step()
+        self.lr_schedulers().step()
+
+
+def test_manual_optimisation_that_steps_now_and_then_is_timed() -> None:
+    callback = LossForecast()
+    fit = trainer(callback, max_epochs=4)
+    fit.fit(Alternating(), data(batches=50))
+    assert fit.global_step == 240
+    forecasts = callback._watch.monitor.history  # type: ignore[union-attr]
+    assert forecasts[-1].step == 240
+    assert callback.forecast is not None
+    assert callback.forecast.horizon == 240
+    schedule = callback._watch.schedule  # type: ignore[union-attr]
+    # the scheduler halves every 10 batches, each of 1.2 steps; measured after 16 batches and an epoch
+    assert schedule.lr([240]).tolist() == pytest.approx([0.01 / 2**19], rel=0.01)
+    assert sum("the plan ends at step" in warning for warning in callback.warnings) <= 2
+
+
 def test_several_optimizers_count_the_steps_of_all_and_follow_the_largest() -> None:
     callback, net = LossForecast(), Two()
     fit = trainer(callback, max_epochs=3)
@@ -393,26 +421,63 @@ def test_plateau_scheduler_is_held_with_one_warning() -> None:
 # --- names that are not logged
 
 
-def test_unknown_name_is_refused_on_the_first_batch_with_the_names_there_are() -> None:
+@pytest.mark.parametrize(
+    ("settings", "batches", "seen"),
+    [({"max_steps": 200}, 100, 64), ({"max_epochs": 3}, 20, 20), ({"max_epochs": 1}, 20, 20)],
+)
+def test_unknown_name_is_refused_when_the_names_have_settled(
+    settings: dict[str, Any], batches: int, seen: int
+) -> None:
     net = Net()
-    with pytest.raises(ValueError, match=r"monitor='loss' is not logged.* it logs: train_loss"):
-        trainer(LossForecast("loss")).fit(net, data())
-    assert len(net.losses) == 1
+    with pytest.raises(ValueError, match=r"monitor='loss' is not logged.* it logs: train_loss\."):
+        trainer(LossForecast("loss"), **settings).fit(net, data(batches=batches))
+    assert len(net.losses) == seen
 
 
-def test_unknown_name_is_refused_on_the_first_batch_when_the_sanity_check_tells_the_others() -> None:
-    net = Validated()
+def test_names_that_the_sanity_check_tells_are_listed_too() -> None:
     with pytest.raises(ValueError, match=r"it logs: train_loss, val_loss"):
-        trainer(LossForecast("loss")).fit(net, data(), data(batches=2))
-    assert len(net.losses) == 1
+        trainer(LossForecast("loss")).fit(Validated(), data(), data(batches=2))
+
+
+@pytest.mark.parametrize("first", [2, 9, 30])
+def test_name_logged_for_the_first_time_on_a_later_batch_is_waited_for(first: int) -> None:
+    class Later(Net):
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
+            self.log("lr", self.lr)
+            return super().training_step(batch, batch_idx)
+
+        def log(self, name: str, *args: Any, **kwargs: Any) -> None:
+            if name != "train_loss" or self.global_step + 1 >= first:
+                super().log(name, *args, **kwargs)
+
+    callback, net = LossForecast(), Later()
+    trainer(callback, max_steps=120).fit(net, data(batches=120))
+    found = next(2**i for i in range(9) if 2**i >= first) + 1
+    assert [step for step, *_ in told(callback)] == list(range(found, 121))
+    np.testing.assert_allclose([value for _, value, *_ in told(callback)], net.losses[found - 1 :], rtol=1e-6)
+    assert callback.warnings == {}
+    assert callback.forecast is not None
+
+
+def test_name_logged_every_so_often_is_observed_where_it_is_logged() -> None:
+    class Seldom(Net):
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
+            self.log("lr", self.lr)
+            self.log_as = {"name": "train_loss"} if self.global_step % 10 == 9 else None
+            return super().training_step(batch, batch_idx)
+
+    callback, net = LossForecast(), Seldom()
+    trainer(callback, max_steps=200).fit(net, data(batches=200))
+    assert [step for step, *_ in told(callback)] == list(range(20, 201, 10))
+    assert callback.forecast is not None
 
 
 def test_name_that_might_have_come_later_is_warned_of_and_training_goes_on(caplog: Any) -> None:
     callback, net = LossForecast("loss"), Validated()
     with caplog.at_level(logging.WARNING, logger="scale_callbacks"):
-        fit = trainer(callback, num_sanity_val_steps=0)
-        fit.fit(net, data(), data(batches=2))
-    assert fit.global_step == 60
+        fit = trainer(callback, num_sanity_val_steps=0, max_epochs=2)
+        fit.fit(net, data(batches=100), data(batches=2))
+    assert fit.global_step == 200
     assert sum("it logs: train_loss, val_loss" in message for message in caplog.messages) == 1
     assert told(callback) == []
 
@@ -674,10 +739,10 @@ def test_fault_in_the_forecaster_does_not_reach_the_training(monkeypatch: pytest
     "where",
     [
         "_source.Tap._of_log",
-        "_source.Tap.guess_at_first_batch",
-        "_watch.Watch._exchange",
+        "_source.Tap.guess_at_batch",
+        "_collector.Collector.read",
         "_watch.Watch._observe",
-        "_watch.Watch._publish",
+        "_outlet.Outlet.publish",
         "_watch.Watch._due",
     ],
 )

@@ -52,7 +52,9 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     return [json.loads((folder / f"rank{rank}.json").read_text()) for rank in range(2)]
 
 
-@pytest.mark.parametrize("case", ["logged", "silent", "rank zero only", "epoch", "validation"])
+@pytest.mark.parametrize(
+    "case", ["logged", "silent", "rank zero only", "epoch", "validation", "validation on rank zero"]
+)
 def test_all_ranks_make_the_same_forecasts_and_one_writes_them(ranks: list[Any], case: str) -> None:
     first, second = (rank[case] for rank in ranks)
     assert first["steps"] == second["steps"] == 60
@@ -87,6 +89,19 @@ def test_epoch_means_are_means_over_ranks(ranks: list[Any]) -> None:
     np.testing.assert_allclose(
         [value for _, value, *_ in told], losses.reshape(2, 6, 10).mean(axis=(0, 2)), rtol=1e-5
     )
+
+
+def test_values_that_ranks_log_at_different_times_are_one_stream(ranks: list[Any]) -> None:
+    first, second = (rank["different times"] for rank in ranks)
+    assert first["told"] == second["told"]
+    assert first["history"] == second["history"] != []
+    assert first["warnings"] == second["warnings"] == {}
+    # step t is logged by rank (t - 1) % 2; found at the look at step 4, read from 6 on
+    losses = [ranks[(t - 1) % 2]["different times"]["losses"][t - 1] for t in range(1, 61)]
+    told = {step: value for step, value, *_ in first["told"]}
+    assert list(told)[1:] == list(range(9, 61, 3))
+    for step in list(told)[1:]:
+        assert told[step] == pytest.approx(np.mean(losses[step - 3 : step]), rel=1e-5)
 
 
 def test_rank_that_fails_switches_all_off_at_one_step_and_none_waits(ranks: list[Any]) -> None:

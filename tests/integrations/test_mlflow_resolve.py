@@ -159,8 +159,9 @@ def test_a_store_that_cannot_be_is_said_once_and_training_goes_on(caplog, uri):
     train(sink)
     assert sink.faults > 0
     lines = [line.getMessage() for line in caplog.records if line.name == "scale_callbacks"]
-    assert len(lines) == 1
+    assert len(lines) == 2
     assert lines[0].startswith("MLflow: the run could not be opened: ")
+    assert "forecasts were not logged in time" in lines[1]
     assert "hunter2" not in caplog.text
 
 

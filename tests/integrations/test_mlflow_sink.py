@@ -9,7 +9,10 @@ import numpy as np
 import pytest
 
 from scale_callbacks import LossForecaster, Monitor, Schedule
-from scale_callbacks.integrations._mlflow_run import Entry, RunWriter, without_secrets
+from scale_callbacks.integrations._mlflow_journal import Entry
+from scale_callbacks.integrations._mlflow_open import Opened, Target
+from scale_callbacks.integrations._mlflow_run import RunWriter
+from scale_callbacks.integrations._mlflow_text import without_secrets
 from scale_callbacks.integrations.mlflow import MlflowSink, run_page
 
 DEAD = "http://ann:hunter2@127.0.0.1:9"
@@ -142,12 +145,28 @@ def test_an_unfinished_run_claims_no_measured_end(store, run_id, half):
     assert data.tags["forecast.finished"] == "false"
 
 
-def test_the_picture_is_left_at_the_end(store, run_id, whole, tmp_path):
+def test_the_picture_and_the_report_are_left_at_the_end(store, run_id, whole, tmp_path):
     whole.play(MlflowSink(store, run_id))
-    assert [file.path for file in store.list_artifacts(run_id)] == ["forecast.png"]
-    path = store.download_artifacts(run_id, "forecast.png", tmp_path)
-    with open(path, "rb") as file:
+    assert [file.path for file in store.list_artifacts(run_id)] == ["forecast.png", "report.html"]
+    with open(store.download_artifacts(run_id, "forecast.png", tmp_path), "rb") as file:
         assert file.read(8) == b"\x89PNG\r\n\x1a\n"
+    with open(store.download_artifacts(run_id, "report.html", tmp_path), encoding="utf-8") as file:
+        page = file.read()
+    assert page.startswith("<!doctype html>")
+    assert "train_loss" in page
+
+
+def test_a_picture_that_cannot_be_drawn_keeps_nothing_else_back(store, run_id, whole, monkeypatch, caplog):
+    def fail(*_):
+        raise MemoryError("no room for a picture")
+
+    monkeypatch.setattr("scale_callbacks.integrations._mlflow_artifacts.save_forecast_png", fail)
+    sink = MlflowSink.starting(Target(store.tracking_uri, run_id))
+    whole.play(sink)
+    assert [file.path for file in store.list_artifacts(run_id)] == ["report.html"]
+    assert store.get_run(run_id).info.status == "FINISHED"
+    assert sink.faults == 1
+    assert "the figure was not logged: MemoryError" in caplog.text
 
 
 def test_a_run_that_somebody_else_started_stays_open(store, run_id, whole):
@@ -160,7 +179,7 @@ def test_a_run_that_somebody_else_started_stays_open(store, run_id, whole):
 )
 def test_a_run_of_its_own_is_ended_as_it_ended(store, run_id, one, outcome, status):
     record, summary = one
-    sink = MlflowSink.starting(lambda: (store, run_id))
+    sink = MlflowSink.starting(Target(store.tracking_uri, run_id))
     sink.write(record, summary)
     sink.outcome = outcome
     sink.close(summary)
@@ -210,7 +229,12 @@ def test_two_metrics_share_a_run_under_two_prefixes(store, run_id, whole, one):
         "val_loss",
     )
     assert data.metrics["forecast_val/final"] == one[0].forecast.value
-    assert {file.path for file in store.list_artifacts(run_id)} == {"forecast.png", "forecast_val.png"}
+    assert {file.path for file in store.list_artifacts(run_id)} == {
+        "forecast.png",
+        "report.html",
+        "forecast_val.png",
+        "forecast_val.report.html",
+    }
     assert second.faults == 0
 
 
@@ -230,7 +254,7 @@ def test_a_run_resumed_with_other_settings_keeps_its_params_and_still_gets_forec
 
 
 def test_points_sent_twice_are_kept_once(store, run_id):
-    writer = RunWriter(lambda: (store, run_id), prefix="forecast")
+    writer = RunWriter(lambda: Opened(store, run_id))
     entries = [Entry(1_700_000_000_000 + i, i, {"a": float(i)}) for i in range(3)]
     writer.send(entries[:2])
     writer.send(entries)
@@ -239,10 +263,10 @@ def test_points_sent_twice_are_kept_once(store, run_id):
 
 def test_many_points_go_in_calls_of_a_thousand(store, run_id):
     client = Scripted(store)
-    RunWriter(lambda: (client, run_id), prefix="forecast").send(
+    RunWriter(lambda: Opened(client, run_id)).send(
         [Entry(1_700_000_000_000, i, {"a": float(i), "b": 1.0}) for i in range(600)]
     )
-    assert [name for name, *_ in client.calls] == ["log_batch", "log_batch"]
+    assert [name for name, *_ in client.calls] == ["get_run", "log_batch", "log_batch"]
     assert len(points(store, run_id, "a")) == 600
 
 
@@ -277,14 +301,15 @@ def test_a_slow_store_does_not_hold_training_up(store, run_id, one):
 
 def test_a_store_that_fails_for_a_while_gets_everything_later(store, run_id, whole, caplog):
     def fail_thrice():
-        if len(client.calls) <= 3:
+        if [name for name, *_ in client.calls].count("log_batch") <= 3:
             raise ConnectionError("no route to https://ann:hunter2@host/api")
 
     client = Scripted(store, log_batch=fail_thrice)
     with caplog.at_level(logging.WARNING):
         whole.play(MlflowSink(client, run_id, batch_seconds=0))
     assert len(points(store, run_id, "lr_area")) == len(whole.pairs)
-    assert len([line for line in caplog.records if line.name == "scale_callbacks"]) == 1
+    lines = [line.getMessage() for line in caplog.records if line.name == "scale_callbacks"]
+    assert len(lines) == len({line.split(":")[1] for line in lines})  # each sort of fault once
     assert "ConnectionError: no route to https://***@host/api" in caplog.text
     assert "hunter2" not in caplog.text
 
@@ -293,12 +318,12 @@ def test_a_store_that_fails_for_good_costs_bounded_memory(store, run_id, one, mo
     def fail():
         raise ConnectionError("gone")
 
-    monkeypatch.setattr("scale_callbacks.integrations._mlflow_sink.BACKLOG", 10)
+    monkeypatch.setattr("scale_callbacks.integrations._mlflow_outbox.BACKLOG", 10)
     record, summary = one
     sink = MlflowSink(Scripted(store, log_batch=fail), run_id, batch_seconds=0)
     for step in range(30):
         sink.write(replace(record, step=step), summary)
-    assert len(sink._pending) == 10
+    assert len(sink._outbox) == 10
     assert sink.dropped == 20
     sink.close(summary)
     assert sink.faults > 0
@@ -314,7 +339,7 @@ def test_a_dead_server_costs_neither_an_exception_nor_time(one, caplog):
     assert time.monotonic() - begun < 1.0
     sink.close(summary)
     assert time.monotonic() - begun < 8.0
-    assert "did not answer in time" in caplog.text
+    assert "were not logged in time" in caplog.text
     assert "hunter2" not in caplog.text
 
 
@@ -365,19 +390,19 @@ def test_a_run_of_one_step_is_logged_without_a_fault(store, run_id):
 def test_figures_are_drawn_a_few_times_and_less_in_short_runs(store, run_id, whole, one, monkeypatch):
     client = Scripted(store)
     whole.play(MlflowSink(client, run_id, batch_seconds=0))
-    assert [name for name, *_ in client.calls].count("log_artifact") == 1
+    assert [name for name, *_ in client.calls].count("log_artifact") == 2
     # As if the run had lasted for hours: the drawings in between are affordable.
     record, summary = one
     client = Scripted(store)
     sink = MlflowSink(client, run_id, batch_seconds=0)
-    sink._born -= 10_000
+    sink._pictures._born -= 10_000
     for step in range(0, 1000, 50):
         sink.write(replace(record, step=step), replace(summary, last_step=step))
         deadline = time.monotonic() + 10
-        while sink._pending and time.monotonic() < deadline:
+        while sink._outbox and time.monotonic() < deadline:
             time.sleep(0.01)
     sink.close(summary)
-    assert [name for name, *_ in client.calls].count("log_artifact") == 4
+    assert [name for name, *_ in client.calls].count("log_artifact") == 8
 
 
 def test_the_run_s_page_is_named(store, run_id):
