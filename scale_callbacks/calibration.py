@@ -162,7 +162,7 @@ def _weights(rows: Sequence[Told]) -> Floats:
 def _quantile(values: Floats, weights: Floats, level: float) -> float:
     order = np.argsort(values)
     reached = np.cumsum(weights[order]) / weights.sum()
-    return float(values[order][min(np.searchsorted(reached, level), len(order) - 1)])
+    return float(values[order][min(int(np.searchsorted(reached, level)), len(order) - 1)])
 
 
 def table(rows: Sequence[Told]) -> str:
