@@ -1,5 +1,6 @@
 """What both Transformers callbacks share: a watch for each training, its state, and no fault let out."""
 
+import atexit
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -81,6 +82,10 @@ class WatchingCallback(TrainerCallback):
         told = {} if self._watch is None else self._watch.monitor.warnings
         return {**told, **self._faults}
 
+    def close(self) -> None:
+        """Close the sinks of a training that never came to its end; a program that ends does so by itself."""
+        self._close("FAILED")
+
     def make_monitor(self, schedule: Schedule, epoch: float | None, sinks: Sequence[Sink]) -> Monitor:
         """The monitor of a training with this plan."""
         raise NotImplementedError
@@ -88,7 +93,7 @@ class WatchingCallback(TrainerCallback):
     @guarded
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Read the plan off the trainer, and go on from a checkpoint where there is one."""
-        self._close("FAILED")  # a training that never came to its end
+        self.close()
         self.off, self._watch, self._mlflow_state = False, None, None
         horizon = self.planned(state)
         if horizon < 1 or not state.is_world_process_zero:
@@ -113,6 +118,7 @@ class WatchingCallback(TrainerCallback):
             signals=self.signals,
             patience=max(PATIENCE, 1 + trl.rows_without_reward(args)),
         )
+        atexit.register(self.close)  # there is no hook for a training that fails
         if state.global_step > 0:
             self._resume(args, state, around, epoch)
         self._warn_of_few_rows(args, state)
@@ -176,6 +182,7 @@ class WatchingCallback(TrainerCallback):
         return _hf_state.file_name(type(self).__name__, self.monitor)
 
     def _close(self, outcome: str | None) -> None:
+        atexit.unregister(self.close)
         outlets, self._outlets = self._outlets, None
         if self._watch is not None and outlets is not None:
             outlets.outcome = outcome

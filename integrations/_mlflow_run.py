@@ -24,6 +24,11 @@ TEXT = 500  # characters of a param or tag that every MLflow server takes
 def entry_of(record: Record, summary: Summary, prefix: str) -> Entry:
     """Write down what a forecast gives to send: its metrics, the weights of the laws, the run's state."""
     metrics = dict(record.metrics)
+    if prefix != "forecast":  # a second metric in one run: the areas are the first one's to tell
+        own = f"forecast/{record.name}"
+        away = metrics.get("forecast/deviation")
+        metrics = {name: value for name, value in metrics.items() if name.startswith(own)}
+        metrics |= {} if away is None else {f"{prefix}/deviation": away}
     if record.forecast is not None:
         metrics[f"{prefix}/final"] = record.forecast.value
         metrics |= {f"{prefix}/weight/{law}": share for law, share in record.forecast.weights.items()}

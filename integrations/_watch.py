@@ -77,6 +77,11 @@ class Watch:
         """What went wrong so far, and how often."""
         return {**self.monitor.warnings, **self._note.counts}
 
+    @property
+    def mlflow_sink(self) -> Any:
+        """What writes to the MLflow run; None where there is none."""
+        return self._outlet.mlflow
+
     def belongs_to(self, trainer: pl.Trainer) -> bool:
         """Tell whether this trainer goes on where it was watched last."""
         return self._trainer is trainer and self._step == trainer.global_step

@@ -86,6 +86,11 @@ class LossForecast(Callback):
         return {} if self._watch is None else self._watch.warnings
 
     @property
+    def mlflow_sink(self) -> Any:
+        """What writes to the MLflow run; None where there is none."""
+        return None if self._watch is None else self._watch.mlflow_sink
+
+    @property
     def state_key(self) -> str:
         """Name of this callback's state in a checkpoint."""
         return self._generate_state_key(monitor=self.monitor)
@@ -209,25 +214,26 @@ class LossForecast(Callback):
         """Watch a fit from here on."""
         self._alone = False
         dry = bool(trainer.fast_dev_run) or not trainer.is_global_zero  # type: ignore[attr-defined]
-        saved, mode = state or {}, False if dry else self.mlflow
+        saved: Mapping[str, Any] = state or {}
         outlet = Outlet(
             trainer,
             lambda schedule, sinks: Monitor(make(schedule), sinks=sinks, name=self.monitor, **options),
             sinks=() if dry else self.sinks,
-            mlflow=_trainer.mlflow_sink(
-                trainer, mode, prefix=self._prefix(trainer), resume=saved.get("mlflow")
-            ),
+            mlflow=None if dry or self.mlflow is False else self._mlflow_sink(trainer, saved.get("mlflow")),
             progress_bar=self.progress_bar,
         )
         planner = Planner(trainer, horizon=self.horizon, schedule=self.schedule, state=saved.get("planner"))
         return watch(trainer, planner, outlet, validation_names=self._validation_names, state=state)
 
-    def _prefix(self, trainer: pl.Trainer) -> str:
-        """First part of names in MLflow: of several callbacks in one run, the first has the plain one."""
-        others = [c for c in trainer.callbacks if isinstance(c, LossForecast) and c.mlflow is not False]  # type: ignore[attr-defined]
-        if others and others[0] is not self:
-            return f"forecast-{re.sub(r'[^A-Za-z0-9_.]+', '_', self.monitor)}"
-        return "forecast"
+    def _mlflow_sink(self, trainer: pl.Trainer, resume: Any) -> Any:
+        """The sink of the MLflow run; a second callback writes to the first one's, under its own names."""
+        for other in trainer.callbacks[: trainer.callbacks.index(self)]:  # type: ignore[attr-defined]
+            first = other.mlflow_sink if isinstance(other, LossForecast) else None
+            if first is not None:
+                prefix = f"forecast-{re.sub(r'[^A-Za-z0-9_.]+', '_', self.monitor)}"
+                beside = {**first.state_dict(), "own": False}
+                return _trainer.mlflow_sink(trainer, self.mlflow, prefix=prefix, resume=beside)
+        return _trainer.mlflow_sink(trainer, self.mlflow, resume=resume)
 
     def _state_to_continue(self, trainer: pl.Trainer) -> dict[str, Any] | None:
         """The state of a checkpoint, or of an earlier fit that this one goes on from."""

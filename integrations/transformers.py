@@ -147,15 +147,19 @@ class SaturationStoppingCallback(WatchingCallback):
     ) -> None:
         """Take the row; when a decision is due, stop on all processes or on none."""
         super().on_log(args, state, control, logs=logs, **kwargs)
+        self._agree(args, state, control, logs=logs or {})
+
+    @guarded
+    def _agree(self, args: Any, state: Any, control: Any, *, logs: Mapping[str, Any]) -> None:
         if self._agreement is None or self.stopping_reason is not None or state.global_step < self._due:
             return
         # The same rows on every process, whatever has become of its watch: the processes meet here.
-        wanted = trl.EVAL if self.monitor.startswith(trl.EVAL) else "loss"
-        if not any(name.startswith(wanted) for name in logs or ()):
+        evaluated = self.monitor.startswith(trl.EVAL)
+        if not any(name.startswith(trl.EVAL) if evaluated else name == "loss" for name in logs):
             return
         self._due = _after(self.planned(state), state.global_step)
-        if self._agreement.broadcast(self.decision.stop and not self.off):
-            self._stop(args, state, control, evaluating=wanted == trl.EVAL)
+        if self._agreement.broadcast(not self.off and self.decision.stop):
+            self._stop(args, state, control, evaluating=evaluated)
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Put a file of our own into the checkpoint."""

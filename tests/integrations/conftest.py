@@ -1,4 +1,5 @@
 import contextlib
+import gc
 import os
 import sys
 
@@ -41,3 +42,19 @@ def store(store_uri):
     from mlflow import MlflowClient
 
     return MlflowClient(store_uri)
+
+
+@pytest.fixture(scope="module")
+def quick_collections():
+    """A training of Transformers collects garbage: half a second among the modules loaded by now."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
+@pytest.fixture
+def few_forecasts(monkeypatch):
+    """Each forecast of a loss costs some 50 ms: ten a run are enough for what is tested here."""
+    monkeypatch.setattr("scale_callbacks.monitor.LINEAR", 0.1)
+    monkeypatch.setattr("scale_callbacks.monitor.RATIO", 2.0)

@@ -2,6 +2,7 @@ import json
 import logging
 import math
 import pickle
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,17 +12,16 @@ from transformers import EarlyStoppingCallback, TrainerCallback, get_scheduler
 
 from scale_callbacks import LossForecaster, MemorySink, Schedule
 from scale_callbacks.integrations.transformers import LossForecastCallback
-from tests.integrations.hf_runs import QUIET, Line, Points, Stream, trainer
+from tests.integrations.hf_runs import (
+    QUIET,
+    InOrder,
+    Line,
+    Stream,
+    trainer,
+)
 
-pytestmark = QUIET
+pytestmark = [*QUIET, pytest.mark.usefixtures("few_forecasts")]
 FILE = "scale_callbacks.LossForecastCallback.loss.json"
-
-
-@pytest.fixture(autouse=True)
-def _few_forecasts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each costs some 50 ms: ten a run are enough here."""
-    monkeypatch.setattr("scale_callbacks.monitor.LINEAR", 0.1)
-    monkeypatch.setattr("scale_callbacks.monitor.RATIO", 2.0)
 
 
 def told(callback: LossForecastCallback) -> list[tuple[Any, ...]]:
@@ -105,9 +105,10 @@ def test_validation_loss_is_forecast_with_the_train_loss_beside_it(tmp_path: Pat
     assert sink.records[-1].forecast == callback.forecast is not None
 
 
-@pytest.mark.parametrize("logging_steps", [1, 4])
+@pytest.mark.parametrize("logging_steps", [pytest.param(1, marks=pytest.mark.slow), 4])
 def test_resumed_run_forecasts_the_same_to_the_last_bit(tmp_path: Path, logging_steps: int) -> None:
-    settings = {"save_strategy": "steps", "save_steps": 24, "logging_steps": logging_steps, "max_steps": 64}
+    settings: dict[str, Any] = {"save_strategy": "steps", "save_steps": 24, "max_steps": 64, "kind": InOrder}
+    settings["logging_steps"] = logging_steps
     whole, resumed = LossForecastCallback(), LossForecastCallback()
     trainer(tmp_path, whole, **settings).train()
     assert (tmp_path / "checkpoint-24" / FILE).is_file()
@@ -117,13 +118,14 @@ def test_resumed_run_forecasts_the_same_to_the_last_bit(tmp_path: Path, logging_
     assert resumed.warnings == {}
 
 
+@pytest.mark.slow
 def test_checkpoint_is_found_wherever_it_was_moved(tmp_path: Path) -> None:
     whole, resumed = LossForecastCallback(), LossForecastCallback()
-    trainer(tmp_path / "a", whole, save_strategy="steps", save_steps=30).train()
+    trainer(tmp_path / "a", whole, save_strategy="steps", save_steps=30, kind=InOrder).train()
     other = trainer(tmp_path / "b", save_strategy="steps", save_steps=30, learning_rate=0.001)
     other.train()  # leaves a checkpoint of the same step where ours would be looked for
     (tmp_path / "a" / "checkpoint-30").rename(tmp_path / "moved")
-    run = trainer(tmp_path / "b", resumed)
+    run = trainer(tmp_path / "b", resumed, kind=InOrder)
     run.train(resume_from_checkpoint=str(tmp_path / "moved"))
     assert told(resumed) == told(whole)
 
@@ -142,16 +144,23 @@ def test_checkpoint_made_without_the_callback_is_no_obstacle(
     assert late.warnings == {}
 
 
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("run")
+    trainer(folder, LossForecastCallback(), save_strategy="steps", save_steps=20, max_steps=20).train()
+    return folder / "checkpoint-20"
+
+
 @pytest.mark.parametrize("content", ["", "[]", "{", '{"version": 99}', '{"version": 1, "step": 20}'])
 def test_broken_state_is_counted_and_does_not_end_the_run(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, content: str
+    tmp_path: Path, checkpoint: Path, caplog: pytest.LogCaptureFixture, content: str
 ) -> None:
-    trainer(tmp_path, LossForecastCallback(), save_strategy="steps", save_steps=20, max_steps=40).train()
-    (tmp_path / "checkpoint-20" / FILE).write_text(content)
+    shutil.copytree(checkpoint, tmp_path / "copy")
+    (tmp_path / "copy" / FILE).write_text(content)
     callback = LossForecastCallback()
-    run = trainer(tmp_path, callback, max_steps=40)
-    run.train(resume_from_checkpoint=str(tmp_path / "checkpoint-20"))
-    assert run.state.global_step == 40
+    run = trainer(tmp_path, callback, max_steps=25)
+    run.train(resume_from_checkpoint=str(tmp_path / "copy"))
+    assert run.state.global_step == 25
     assert callback.warnings == {"the saved state cannot be used": 1}
     assert "the saved state cannot be used" in caplog.text
     assert callback.forecast is not None
@@ -180,6 +189,7 @@ def test_state_is_one_whole_json_file_for_each_callback(tmp_path: Path) -> None:
     assert content["watch"]["monitor"]["last_step"] == 30
 
 
+@pytest.mark.slow
 def test_several_fits_with_one_callback_start_anew(tmp_path: Path) -> None:
     callback, alone = LossForecastCallback(), LossForecastCallback()
     trainer(tmp_path / "a", callback).train()
@@ -265,7 +275,7 @@ class Odd:
         return {}
 
 
-@pytest.mark.parametrize("make", [plateau, Odd])
+@pytest.mark.parametrize("make", [plateau, pytest.param(Odd, marks=pytest.mark.slow)])
 def test_unknown_scheduler_is_taken_to_hold_its_rate(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, make: Any
 ) -> None:
@@ -289,6 +299,7 @@ def test_given_plan_replaces_the_live_one(tmp_path: Path) -> None:
     assert callback._watch.monitor.forecaster.schedule is plan  # type: ignore[union-attr]
 
 
+@pytest.mark.slow
 def test_nan_that_the_trainer_lets_through_is_counted(tmp_path: Path) -> None:
     class Sick(Line):
         calls = 0
@@ -353,18 +364,17 @@ def test_no_fault_of_ours_ends_a_training(tmp_path: Path, caplog: pytest.LogCapt
 
 @pytest.mark.parametrize("hook", ["row", "state", "ended", "load"])
 def test_fault_in_any_hook_is_counted_and_training_goes_on(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hook: str
+    tmp_path: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch, hook: str
 ) -> None:
     def fail(*_: Any, **__: Any) -> None:
         raise RuntimeError("boom")
 
-    trainer(tmp_path, save_strategy="steps", save_steps=5, max_steps=10).train()
     monkeypatch.setattr(f"scale_callbacks.integrations._hf_watch.Watch.{hook}", fail)
     callback = LossForecastCallback()
-    run = trainer(tmp_path, callback, save_strategy="steps", save_steps=5, max_steps=10)
-    run.train(resume_from_checkpoint=str(tmp_path / "checkpoint-5"))
-    assert run.state.global_step == 10
-    assert sum(callback.warnings.values()) == 1
+    run = trainer(tmp_path, callback, save_strategy="steps", save_steps=5, max_steps=25)
+    run.train(resume_from_checkpoint=str(checkpoint))
+    assert run.state.global_step == 25
+    assert 1 <= sum(callback.warnings.values()) <= 2  # what was to mend it fails as well
 
 
 def test_checkpoint_that_cannot_be_written_into_is_counted(
@@ -423,6 +433,7 @@ def test_bad_settings_are_refused_at_once(settings: dict[str, Any], error: str) 
         LossForecastCallback(schedule=get_scheduler)  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_data_without_a_length_need_max_steps_as_ever(tmp_path: Path) -> None:
     callback = LossForecastCallback()
     with pytest.raises(ValueError, match="max_steps"):
@@ -440,6 +451,7 @@ def test_both_callbacks_are_named_by_the_package() -> None:
     assert scale_callbacks.SaturationStoppingCallback is transformers.SaturationStoppingCallback
 
 
+@pytest.mark.slow
 def test_rows_of_nested_calls_reach_the_right_callback(tmp_path: Path) -> None:
     """A model trained inside another's callback has a trainer of its own."""
     inner = LossForecastCallback()
@@ -452,7 +464,6 @@ def test_rows_of_nested_calls_reach_the_right_callback(tmp_path: Path) -> None:
     trainer(tmp_path / "outer", Nested(), outer, max_steps=20).train()
     assert bins(inner).count.sum() == 10
     assert bins(outer).count.sum() == 20
-    assert len(Points()) == 80
 
 
 def test_log_level_of_the_package_is_the_users(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
