@@ -121,7 +121,7 @@ class LossForecaster:
             return None
         bins, horizon = self.curve.bins(), float(self.horizon)
         bank = self._bank_for(horizon)
-        evidence, units = self._evidence(self.curve)
+        evidence, units = self._evidence(self.curve, bins)
         points = _path_steps(float(bins.steps[0]), horizon)
         outlook = bank.predict(evidence, points, self._lessons(bank))
         edges = self._edges(outlook, self._ended(outlook.end, units, evidence.noise), bank.plan)
@@ -156,10 +156,10 @@ class LossForecaster:
             train.load_state_dict(state["train"])
         self.curve, self.train = curve, train
 
-    def _evidence(self, curve: Curve) -> tuple[Evidence, Units]:
-        """The part of a curve the laws must explain, and the units it is told in."""
+    def _evidence(self, curve: Curve, bins: Bins | None = None) -> tuple[Evidence, Units]:
+        """The part of a curve (its bins may be at hand) that the laws must explain, and its units."""
         horizon = float(self.horizon)
-        used = usable(curve.bins(), horizon, min(self.schedule.warmup, horizon), self.prior.skip)
+        used = usable(bins or curve.bins(), horizon, min(self.schedule.warmup, horizon), self.prior.skip)
         units = Units.of(used, ratio=self._several_epochs)
         noise = curve.noise / units.scale
         variance = noise**2 / used.count + self.prior.floor**2
