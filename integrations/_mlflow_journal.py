@@ -20,6 +20,7 @@ import math
 import os
 import secrets
 import threading
+import weakref
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -29,12 +30,10 @@ from scale_callbacks.integrations._mlflow_text import file_label
 
 _fcntl: Any = importlib.import_module("fcntl") if os.name == "posix" else None  # else: no locks
 
-FOLDER = "SCALE_CALLBACKS_JOURNAL"  # environment variable: another folder, or "off"
-OFF = ("off", "no", "false", "0")
 LIMIT = 4_000_000  # bytes a file may grow to: thousands of forecasts, where a run makes a hundred
 COMPACT = 500_000  # bytes from which what has been sent is cut away
 
-_mine: set[Path] = set()  # open in this process: locks do not tell a process from itself
+mine: set[Path] = set()  # open in this process: locks do not tell a process from itself
 
 
 @dataclass(frozen=True)
@@ -71,20 +70,6 @@ class Contents:
     entries: tuple[Entry, ...]
     last: int
     broken: int
-
-
-def journal_folder(environ: Mapping[str, str]) -> Path | None:
-    """Where journals are kept; None where the environment switches them off.
-
-    `SCALE_CALLBACKS_JOURNAL`, else `scale-callbacks/mlflow` in `XDG_STATE_HOME` or in `~/.local/state`.
-    """
-    named = environ.get(FOLDER, "").strip()
-    if named.lower() in OFF:
-        return None
-    if named:
-        return Path(named).expanduser().absolute()
-    state = Path(environ.get("XDG_STATE_HOME") or "~/.local/state").expanduser()
-    return state.absolute() / "scale-callbacks" / "mlflow"
 
 
 class Journal:
@@ -134,7 +119,7 @@ class Journal:
         """Note that the store has taken the entries up to this number."""
         with self._guard:
             self._sent = n
-            if self._file is None:
+            if self._file is None or self._file.closed:  # closed: the interpreter ends
                 return
             if self._sent == self._n and self._size > COMPACT:
                 self._start_over()
@@ -144,13 +129,12 @@ class Journal:
     def close(self, *, remove: bool) -> None:
         """Let go of the file, so that others may send what it holds; or remove it, everything being sent."""
         with self._guard, contextlib.suppress(OSError):
-            file, path, self._file, self.path, self._closed = self._file, self.path, None, None, True
-            if file is None or path is None:
+            path, self._file, self.path, self._closed = self.path, None, None, True
+            if path is None:
                 return
             if remove:
                 path.unlink(missing_ok=True)
-            _mine.discard(path)
-            file.close()
+            self._let_go()
 
     def _open(self) -> None:
         if self._closed:
@@ -159,9 +143,15 @@ class Journal:
         path = _new_path(self._folder, self._head)
         descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_APPEND, 0o600)
         self._file, self.path = open(descriptor, "ab", buffering=0), path  # noqa: SIM115
+        self._keep(path)
         _lock(self._file)
-        _mine.add(path)
-        self._write({"head": self._head})
+        try:
+            self._write({"head": self._head})
+        except OSError:  # without a head it would be of no use
+            self._file = self.path = None
+            self._let_go()
+            path.unlink(missing_ok=True)
+            raise
 
     def _write(self, line: Mapping[str, Any]) -> None:
         assert self._file is not None
@@ -183,13 +173,17 @@ class Journal:
 
     def _rename(self, path: Path) -> None:
         assert self.path is not None
-        with contextlib.suppress(
-            OSError
-        ):  # Windows: not while it is open; it is found by its head all the same
+        with contextlib.suppress(OSError):  # Windows: not while it is open; its head names the run, too
             self.path.rename(path)
-            _mine.discard(self.path)
-            _mine.add(path)
+            mine.discard(self.path)
             self.path = path
+            self._let_go.detach()
+            self._keep(path)
+
+    def _keep(self, path: Path) -> None:
+        assert self._file is not None
+        mine.add(path)
+        self._let_go = weakref.finalize(self, _release, self._file, path)
 
 
 def read_journal(file: IO[bytes]) -> Contents:
@@ -219,7 +213,7 @@ def held(path: Path) -> Iterator[tuple[IO[bytes], bool] | None]:
     Yields:
         The file and whether it is certain that it may be removed; None while somebody writes to it.
     """
-    if path in _mine:  # closing another handle would let go of our own lock
+    if path in mine:  # closing another handle would let go of our own lock
         yield None
         return
     file: IO[bytes]
@@ -234,47 +228,15 @@ def held(path: Path) -> Iterator[tuple[IO[bytes], bool] | None]:
         yield None if locked is False else (file, locked is True)
 
 
-def journals_of(folder: Path, run_id: str, token: str | None = None) -> list[Path]:
-    """The journals of a run that this process does not write, oldest first.
-
-    Args:
-        folder: Where they are.
-        run_id: The run.
-        token: What the run was called before it had its id, if it was.
-    """
-    found = list(folder.glob(f"{file_label(run_id)}.*.jsonl"))
-    if token is not None:
-        found += folder.glob(f"new-{file_label(token)}.*.jsonl")
-    # One that was not renamed when the run had its id tells it in its head.
-    found += [path for path in folder.glob("new-*.jsonl") if _head_of(path).get("run_id") == run_id]
-    return sorted(set(found) - _mine, key=lambda path: (str(_head_of(path).get("created", "")), path.name))
-
-
-def written_elsewhere(folder: Path, run_id: str) -> bool:
-    """Tell whether another process writes a journal of this run."""
-    for path in folder.glob(f"{file_label(run_id)}.*.jsonl"):
-        with contextlib.suppress(OSError):
-            if path in _mine:
-                continue
-            with held(path) as opened:
-                if opened is None:
-                    return True
-    return False
-
-
 def _new_path(folder: Path, head: Mapping[str, Any]) -> Path:
     label = file_label(head["run_id"]) if head.get("run_id") else f"new-{file_label(str(head.get('token')))}"
     return folder / f"{label}.{secrets.token_hex(4)}.jsonl"
 
 
-def _head_of(path: Path) -> Mapping[str, Any]:
-    if path in _mine:
-        return {}
-    try:
-        with path.open("rb") as file:
-            return read_journal(file).head
-    except OSError:
-        return {}
+def _release(file: IO[bytes], path: Path) -> None:
+    """Let go of a journal; also when the one who wrote it is dropped, or the interpreter ends."""
+    mine.discard(path)
+    file.close()
 
 
 def _checked(data: Mapping[str, Any]) -> Entry:

@@ -12,12 +12,15 @@ from typing import TYPE_CHECKING, Any
 
 from scale_callbacks.integrations._mlflow_journal import Entry
 from scale_callbacks.integrations._mlflow_open import Opened
-from scale_callbacks.integrations._mlflow_text import mlflow_key
+from scale_callbacks.integrations._mlflow_text import is_local, mlflow_key, public_address
 
 if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
     from scale_callbacks.sinks import Record, Summary
 
 BATCH = 1000  # metrics that MLflow takes in one call
+QUIET = "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"
 TEXT = 500  # characters of a param or tag that every MLflow server takes
 
 
@@ -145,7 +148,7 @@ class RunWriter:
 
     def end(self, status: str) -> None:
         """End the run as "FINISHED", "FAILED" or "KILLED"."""
-        with self._asking() as (client, run_id, _):
+        with self._asking() as (client, run_id, _), _no_password_printed(client):
             client.set_terminated(run_id, status)
 
     def _learn(self, keys: set[str]) -> None:
@@ -192,6 +195,24 @@ class RunWriter:
             self.answering = True
         finally:
             self.asked_at = None
+
+
+@contextmanager
+def _no_password_printed(client: MlflowClient) -> Iterator[None]:
+    """Keep MLflow from printing the run's page with the password that the store's address holds."""
+    address = str(getattr(client, "tracking_uri", None))
+    if is_local(address) or public_address(address) == address:
+        yield
+        return
+    before = os.environ.get(QUIET)
+    os.environ[QUIET] = "true"
+    try:
+        yield
+    finally:
+        if before is None:
+            os.environ.pop(QUIET, None)
+        else:
+            os.environ[QUIET] = before
 
 
 def _entry(step: int, metrics: Mapping[str, float], summary: Summary, prefix: str) -> Entry:

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from scale_callbacks.integrations._mlflow_artifacts import Pictures
-from scale_callbacks.integrations._mlflow_journal import journal_folder, journals_of, written_elsewhere
 from scale_callbacks.integrations._mlflow_open import Opened, RunOpener, Target
 from scale_callbacks.integrations._mlflow_outbox import Outbox
 from scale_callbacks.integrations._mlflow_run import RunWriter, entry_of, last_entry_of, settings_of
 from scale_callbacks.integrations._mlflow_server import is_web, reachable
+from scale_callbacks.integrations._mlflow_shelf import journal_folder, journals_of, written_elsewhere
 from scale_callbacks.integrations._mlflow_sync import deliver
 from scale_callbacks.integrations._mlflow_text import fault_text, public_address
 

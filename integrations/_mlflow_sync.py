@@ -9,16 +9,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO
 
-from scale_callbacks.integrations._mlflow_journal import (
-    Contents,
-    held,
-    journal_folder,
-    journals_of,
-    read_journal,
-)
+from scale_callbacks.integrations._mlflow_journal import Contents, held, read_journal
 from scale_callbacks.integrations._mlflow_open import RunOpener, Target
 from scale_callbacks.integrations._mlflow_run import RunWriter
 from scale_callbacks.integrations._mlflow_server import reachable
+from scale_callbacks.integrations._mlflow_shelf import journal_folder, journals_of
 from scale_callbacks.integrations._mlflow_text import public_address, without_secrets
 
 

@@ -8,6 +8,7 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
 
+from scale_callbacks.integrations._mlflow_autolog import keep_from_autolog
 from scale_callbacks.integrations.torch import schedule_of
 from scale_callbacks.schedule import Schedule
 from scale_callbacks.sinks import Record
@@ -157,6 +158,7 @@ def logger_step(trainer: pl.Trainer) -> int:
 
 def show(trainer: pl.Trainer, record: Record, *, progress_bar: bool) -> None:
     """Put a forecast where callbacks and the progress bar find it, on every rank."""
+    keep_from_autolog(trainer.callbacks, record.metrics)  # type: ignore[attr-defined]
     trainer.callback_metrics.update({name: torch.tensor(value) for name, value in record.metrics.items()})
     f = record.forecast
     if progress_bar and f is not None:

@@ -7,7 +7,6 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import cache
-from importlib.resources import files
 from typing import Any, Self
 
 import numpy as np
@@ -158,6 +157,8 @@ def load_prior(name: str = "population") -> Prior:
     Raises:
         ValueError: no prior of that name.
     """
+    from importlib.resources import files  # milliseconds that `import scale_callbacks` need not take
+
     path = files("scale_callbacks") / "priors" / f"{name}.json"
     if not path.is_file():
         raise ValueError(f"no prior named {name!r} comes with the package: give a Prior, or 'population'")

@@ -1,6 +1,5 @@
 """The learning rate over the whole plan of a run, its future included, and the areas under it."""
 
-import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -160,6 +159,8 @@ class Schedule:
     @cached_property
     def fingerprint(self) -> str:
         """Short hash of the knots: equal plans have equal fingerprints."""
+        import hashlib  # milliseconds, and seldom needed
+
         return hashlib.sha256(self.steps.tobytes() + self.rates.tobytes()).hexdigest()[:16]
 
     @overload

@@ -1,19 +1,23 @@
 """Where forecasts go: the record of one forecast, the summary of a run, and the sinks that take them."""
 
+from __future__ import annotations
+
 import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Protocol, runtime_checkable
-
-from rich.console import Console
+from typing import IO, TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from scale_callbacks.curve import Bins
 from scale_callbacks.deviation import Deviation
 from scale_callbacks.forecast import Forecast
+from scale_callbacks.forecast_lines import last_line_of, line_of
 from scale_callbacks.schedule import Schedule
 from scale_callbacks.stopping import Decision
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 Setting = str | float | int | bool
 
@@ -127,6 +131,9 @@ class MemorySink:
 class JsonlSink:
     """Appends one JSON line a forecast to a file, flushed at once, so that a killed run loses none.
 
+    The first line also tells the settings and the plan, each the part of the curve seen since the one before,
+    the last how the run ended: `scale-callbacks report FILE` and `watch FILE` read them. Some 200 kB a run.
+
     Args:
         path: the file; its folder is made when missing.
 
@@ -138,19 +145,28 @@ class JsonlSink:
         self.path = Path(path)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._file: IO[str] | None = None
+        self._told = -1.0  # the step up to which the file tells what was seen
 
     def write(self, record: Record, summary: Summary) -> None:
         """Append the record."""
-        if self._file is None:
-            self._file = self.path.open("a", encoding="utf-8")
-        self._file.write(json.dumps(_as_line(record), allow_nan=False) + "\n")
-        self._file.flush()
+        if record.step <= self._told:  # the run went back to a checkpoint: the curve is told anew
+            self._told = 0.0
+        self._append(line_of(record, summary, self._told))
+        self._told = float(summary.last_step)
 
     def close(self, summary: Summary) -> None:
-        """Close the file."""
+        """Write how the run ended, and close the file."""
+        if self._told >= 0.0:
+            self._append(last_line_of(summary, self._told))
         if self._file is not None:
             self._file.close()
             self._file = None
+
+    def _append(self, line: dict[str, Any]) -> None:
+        if self._file is None:
+            self._file = self.path.open("a", encoding="utf-8")
+        self._file.write(json.dumps(line, allow_nan=False) + "\n")
+        self._file.flush()
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_file": None}
@@ -189,6 +205,8 @@ class ConsoleSink:
             self._say(f"{count} x {warning}")
 
     def _say(self, text: str) -> None:
+        from rich.console import Console  # a tenth of a second, for those who print
+
         (self.console or Console()).print(text, markup=False, highlight=False, soft_wrap=True)
 
 
@@ -212,12 +230,3 @@ def _digits(width: float) -> int:
     while decimals < 12 and width < 10.0 ** (1 - decimals):
         decimals += 1
     return decimals + 1
-
-
-def _as_line(record: Record) -> dict[str, Any]:
-    forecast = record.forecast
-    line: dict[str, Any] = {"name": record.name, "step": record.step}
-    if forecast is not None:
-        line |= {key: getattr(forecast, key) for key in ("value", "low", "high", "level", "horizon")}
-        line |= {"status": str(forecast.status)}
-    return {**line, "decision": record.decision.to_dict(), "metrics": dict(record.metrics)}

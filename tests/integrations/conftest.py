@@ -2,7 +2,11 @@ import contextlib
 import gc
 import os
 import signal
+import socket
+import subprocess
 import sys
+import time
+import urllib.request
 
 import pytest
 
@@ -45,6 +49,91 @@ def store(store_uri):
     from mlflow import MlflowClient
 
     return MlflowClient(store_uri)
+
+
+class TrackingServer:
+    """A real `mlflow server` on loopback that asks for a password; stopped with all its processes."""
+
+    user, password = "ann", "hunter2-is-secret"
+
+    def __init__(self, folder):
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        self.folder, self.address = folder, f"http://127.0.0.1:{port}"
+        settings = folder / "auth.ini"
+        settings.write_text(
+            f"[mlflow]\ndefault_permission = READ\ndatabase_uri = sqlite:///{folder}/auth.db\n"
+            f"admin_username = {self.user}\nadmin_password = {self.password}\n"
+            "authorization_function = mlflow.server.auth:authenticate_request_basic_auth\n"
+        )
+        command = [sys.executable, "-m", "mlflow", "server", "--app-name", "basic-auth", "--workers", "1"]
+        command += ["--host", "127.0.0.1", "--port", str(port)]
+        command += ["--backend-store-uri", f"sqlite:///{folder}/server.db"]
+        command += ["--artifacts-destination", str(folder / "artifacts")]
+        environ = {k: v for k, v in os.environ.items() if not k.startswith("MLFLOW_") or "TELEMETRY" in k}
+        environ |= {"MLFLOW_AUTH_CONFIG_PATH": str(settings), "MLFLOW_FLASK_SERVER_SECRET_KEY": "for tests"}
+        with open(folder / "server.log", "w") as log:
+            self.process = subprocess.Popen(
+                command, stdout=log, stderr=log, start_new_session=True, cwd=folder, env=environ
+            )
+
+    def await_health(self):
+        deadline = time.monotonic() + 240
+        while True:
+            try:
+                urllib.request.urlopen(f"{self.address}/health", timeout=2).close()
+                return
+            except OSError:
+                assert self.process.poll() is None, (self.folder / "server.log").read_text()
+                assert time.monotonic() < deadline, "the server did not come up"
+                time.sleep(0.5)
+
+    def warm_up(self):
+        """Its first answers take seconds."""
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("MLFLOW_TRACKING_USERNAME", self.user)
+            patch.setenv("MLFLOW_TRACKING_PASSWORD", self.password)
+            client = self.client()
+            run_id = client.create_run(client.create_experiment("warm-up")).info.run_id
+            client.log_metric(run_id, "a", 1.0)
+            client.get_metric_history(run_id, "a")
+            client.search_runs(["0"])
+            client.log_text(run_id, "a", "a.txt")
+
+    def stop(self):
+        os.killpg(self.process.pid, signal.SIGTERM)
+        try:
+            self.process.wait(20)
+        except subprocess.TimeoutExpired:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait(20)
+
+    def client(self):
+        """A client that knows the password, by the variables that `known` sets."""
+        from mlflow import MlflowClient
+
+        return MlflowClient(self.address)
+
+
+@pytest.fixture(scope="session")
+def _server_process(tmp_path_factory):
+    pytest.importorskip("flask_wtf", reason="MLflow's own way of asking for passwords needs Flask-WTF")
+    server = TrackingServer(tmp_path_factory.mktemp("server"))
+    try:
+        server.await_health()
+        server.warm_up()
+        yield server
+    finally:
+        server.stop()
+
+
+@pytest.fixture
+def server(_server_process, journals, monkeypatch):
+    """The session's tracking server; its user and password in the environment, as MLflow wants them."""
+    monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", _server_process.user)
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", _server_process.password)
+    return _server_process
 
 
 @pytest.fixture(scope="module")

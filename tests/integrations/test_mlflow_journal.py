@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from scale_callbacks.integrations import _mlflow_journal as jn
-from scale_callbacks.integrations._mlflow_journal import Entry, Journal, held, journal_folder, read_journal
+from scale_callbacks.integrations._mlflow_journal import Entry, Journal, held, read_journal
+from scale_callbacks.integrations._mlflow_shelf import journal_folder, journals_of, written_elsewhere
 from scale_callbacks.integrations._mlflow_text import public_address
 
 ROOT = Path(__file__).parents[2]
@@ -74,7 +75,7 @@ def test_it_is_named_after_the_run_once_that_has_an_id(tmp_path):
     journal.say(run_id="r1", own=True)
     journal.append(entry(2))
     journal.close(remove=False)
-    (path,) = jn.journals_of(tmp_path, "r1")
+    (path,) = journals_of(tmp_path, "r1")
     assert path.name.startswith("r1.")
     assert len(read(path).entries) == 2
 
@@ -156,29 +157,29 @@ def test_a_journal_being_written_is_left_alone_and_free_after_a_kill(tmp_path):
     process = in_another_process(code, tmp_path, stdout=subprocess.PIPE)
     try:
         assert process.stdout.readline() == b"written\n"
-        (path,) = jn.journals_of(tmp_path, "r")
+        (path,) = journals_of(tmp_path, "r")
         with held(path) as opened:
             assert opened is None
-        assert jn.written_elsewhere(tmp_path, "r")
+        assert written_elsewhere(tmp_path, "r")
     finally:
         process.send_signal(signal.SIGKILL)
         process.communicate(timeout=30)
     with held(path) as (file, removable):
         assert removable
         assert len(read_journal(file).entries) == 1
-    assert not jn.written_elsewhere(tmp_path, "r")
+    assert not written_elsewhere(tmp_path, "r")
 
 
 def test_this_process_s_own_journal_is_no_earlier_one(tmp_path):
     journal = Journal(tmp_path, {"run_id": "r"})
     journal.append(entry(1))
-    assert jn.journals_of(tmp_path, "r") == []
+    assert journals_of(tmp_path, "r") == []
     with held(journal.path) as opened:
         assert opened is None
-    assert not jn.written_elsewhere(tmp_path, "r")
+    assert not written_elsewhere(tmp_path, "r")
     path = journal.path
     journal.close(remove=False)
-    assert jn.journals_of(tmp_path, "r") == [path]
+    assert journals_of(tmp_path, "r") == [path]
 
 
 def test_a_journal_on_a_medium_that_cannot_be_written_is_still_read(tmp_path, monkeypatch):
@@ -206,8 +207,8 @@ def test_journals_are_found_oldest_first(tmp_path):
         journal.append(entry(1))
         made.append((created, journal.path))
         journal.close(remove=False)
-    assert jn.journals_of(tmp_path, "r") == [path for _, path in sorted(made)]
-    assert jn.journals_of(tmp_path, "other") == []
+    assert journals_of(tmp_path, "r") == [path for _, path in sorted(made)]
+    assert journals_of(tmp_path, "other") == []
 
 
 def test_the_folder_is_where_the_environment_says(tmp_path):

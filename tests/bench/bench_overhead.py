@@ -1,0 +1,232 @@
+"""What watching costs a run: slowdown of 30 ms steps in pairs, waits for a device, import, faults."""
+
+import contextlib
+import gc
+import itertools
+import logging
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from scale_callbacks import JsonlSink, LossForecaster, Monitor, Schedule, testing
+from scale_callbacks.integrations.torch import LossWindow
+
+ROOT = Path(__file__).parents[2]
+STEP = 0.030  # seconds of processor time a training step takes
+STEPS, CHUNK = 2000, 20  # steps of each of the two runs, and after how many the other has its turn
+READ = 4  # steps between two reads of the loss, as the adapters choose for a run of this length
+IMPORTS = 15
+
+
+def measure():
+    """Everything here, by name."""
+    torch.set_num_threads(1)
+    return imports() | waits() | held_up() | paired()
+
+
+class Training:
+    """A small perceptron on one core, about 30 ms a step, and perhaps somebody who watches."""
+
+    def __init__(self, batch, *, folder=None):
+        self.model = torch.nn.Sequential(
+            torch.nn.Linear(256, 1024), torch.nn.ReLU(), torch.nn.Linear(1024, 256)
+        )
+        self.optimizer = torch.optim.SGD(self.model.parameters(), lr=0.01)
+        self.x = torch.randn(batch, 256)
+        self.window = self.monitor = None
+        self.step, self.inside = 0, 0.0
+        if folder is not None:
+            plan = Schedule.cosine(1e-3, STEPS, warmup=50)
+            sinks = [JsonlSink(Path(folder) / "forecasts.jsonl")]
+            self.monitor, self.window = Monitor(LossForecaster(plan), sinks=sinks), LossWindow()
+
+    def run(self, steps):
+        """Train; the processor time that took."""
+        begun = time.process_time()
+        for _ in range(steps):
+            self.step += 1
+            loss = (self.model(self.x) - self.x).square().mean()
+            loss.backward()
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+            if self.monitor is not None:
+                self.watch(loss)
+        return time.process_time() - begun
+
+    def watch(self, loss):
+        """What an adapter does on a step."""
+        begun = time.process_time()
+        self.window.add(loss)
+        if self.step % READ == 0:
+            self.monitor.observe(self.step, self.window.compute().item(), span=READ)
+            self.window.reset()
+        self.inside += time.process_time() - begun
+
+
+def batch_for(seconds):
+    """Rows a batch must have for a step to take so long here."""
+    rows = 256
+    training = Training(rows)
+    training.run(3)
+    return max(16, int(rows * seconds * 5 / training.run(5)))
+
+
+def paired():
+    """Two runs side by side, with and without, in turns of a few steps: the ratio of their whole times."""
+    batch = batch_for(STEP)
+    with tempfile.TemporaryDirectory() as folder:
+        plain, watched = Training(batch), Training(batch, folder=folder)
+        times = []
+        for turn in range(STEPS // CHUNK):
+            order = (plain, watched) if turn % 2 else (watched, plain)
+            spent = {training: training.run(CHUNK) for training in order}
+            times.append((spent[plain], spent[watched]))
+        watched.monitor.close()
+    alone, both = (sum(column) for column in zip(*times, strict=True))
+    rng = np.random.default_rng(0)
+    pairs = np.array(times)
+    drawn = pairs[rng.integers(len(pairs), size=(1000, len(pairs)))].sum(axis=1)
+    return {
+        "step of the paired run, ms": 1e3 * alone / STEPS,
+        f"slowdown of {STEPS:,} steps, paired, %": 100 * (both / alone - 1),
+        "its standard error, %": 100 * float((drawn[:, 1] / drawn[:, 0]).std()),
+        f"time inside the watching, of {STEPS:,} such steps, %": 100
+        * watched.inside
+        / (both - watched.inside),
+        "the same for 10,000 such steps, %": 100 * scaled(watched) / alone * STEPS / 10_000,
+    }
+
+
+def scaled(watched):
+    """Seconds inside the watching of a run of 10,000 steps: as many forecasts and reads, more steps."""
+    window, loss = LossWindow(), torch.tensor(1.0)
+    begun = time.process_time()
+    for _ in range(10_000):
+        window.add(loss)
+    return watched.inside + (time.process_time() - begun) * (1 - STEPS / 10_000)
+
+
+class Reads(TorchDispatchMode):
+    """Counts what would make the host wait for a device."""
+
+    count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name = function.overloadpacket.__name__
+        moved = name == "_to_copy" and "device" in (kwargs or {})
+        self.count += moved or name in {"_local_scalar_dense", "is_nonzero", "nonzero", "equal"}
+        return function(*args, **(kwargs or {}))
+
+
+def waits():
+    """Reads of the device in 1,000 Lightning steps, with the callback and without, of a run of 100,000."""
+    import lightning.pytorch as pl
+    from torch.utils.data import DataLoader, TensorDataset
+
+    from scale_callbacks import LossForecast
+
+    class Net(pl.LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.net = torch.nn.Linear(4, 1)
+
+        def training_step(self, batch, batch_idx):
+            loss = self.net(batch[0]).square().mean()
+            self.log("train_loss", loss)
+            return loss
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), lr=0.01)
+
+    warnings.simplefilter("ignore")
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    counts = []
+    original = torch.Tensor.tolist
+    for callbacks in ([], [LossForecast(horizon=100_000, mlflow=False)]):
+        quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+        trainer = pl.Trainer(
+            accelerator="cpu", max_steps=1000, callbacks=callbacks, enable_model_summary=False, **quiet
+        )
+        data = DataLoader(TensorDataset(torch.randn(4000, 4)), batch_size=4)
+        with Reads() as reads:
+
+            def tolist(self, reads=reads):
+                reads.count += 1
+                return original(self)
+
+            torch.Tensor.tolist = tolist  # never reaches the dispatcher
+            try:
+                trainer.fit(Net(), data)
+            finally:
+                torch.Tensor.tolist = original
+        counts.append(reads.count)
+    return {
+        "waits for the device in 1,000 Lightning steps, without": counts[0],
+        "waits for the device in 1,000 Lightning steps, with": counts[1],
+    }
+
+
+def held_up():
+    """The longest that an observation took under each fault, and under none, on the clock; the best of five.
+
+    On a machine that others use too, the longest of a few hundred steps is theirs more often than ours.
+    """
+    logging.getLogger("scale_callbacks").setLevel(logging.CRITICAL)
+    return {
+        f"longest step, {name}, ms": 1e3 * min(longest_step(fault) for _ in range(5))
+        for name, fault in testing.FAULTS.items()
+    }
+
+
+def longest_step(fault):
+    """The longest that an observation of a short run took."""
+    plan = Schedule.cosine(1e-3, 60, warmup=6)
+    sinks, longest = list(fault.sinks()), 0.0
+    monitor = Monitor(LossForecaster(plan), sinks=sinks)
+    gc.collect()
+    with fault.inject():
+        for step, loss in enumerate(testing.losses_of(plan).tolist(), start=1):
+            begun = time.perf_counter()
+            monitor.observe(step, loss)
+            longest = max(longest, time.perf_counter() - begun)
+    for sink in sinks:
+        with contextlib.suppress(AttributeError):
+            sink.release.set()
+    monitor.close()
+    return longest
+
+
+def imports():
+    """Processor time of fresh interpreters that import things, in turns; compiled, as installed code is."""
+    wanted = {
+        "numpy": "import numpy",
+        "the package": "import scale_callbacks",
+        "Monitor, RewardForecaster and rules": (
+            "from scale_callbacks import Monitor, RewardForecaster, SaturationRule, DivergenceRule"
+        ),
+    }
+    with tempfile.TemporaryDirectory() as cache:
+        env = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
+        env |= {"PYTHONPYCACHEPREFIX": cache, "PYTHONPATH": str(ROOT)}
+        times = {name: [] for name in [*wanted, "nothing"]}
+        for turn, (name, code) in itertools.product(range(IMPORTS + 1), [*wanted.items(), ("nothing", "")]):
+            before = resource.getrusage(resource.RUSAGE_CHILDREN)
+            subprocess.run([sys.executable, "-c", code], env=env, check=True)
+            after = resource.getrusage(resource.RUSAGE_CHILDREN)
+            if turn:  # the first compiles
+                spent = after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
+                times[name].append(1e3 * spent)
+    bare = statistics.median(times.pop("nothing"))
+    median = {name: statistics.median(values) - bare for name, values in times.items()}
+    found = {f"import of {name}, ms": value for name, value in median.items()}
+    return found | {"bar for the package: 1.2 times numpy and 50 ms, ms": 1.2 * median["numpy"] + 50.0}
