@@ -15,6 +15,7 @@ Series = tuple[Floats, Floats]
 
 RESTARTS = 1000  # more steps back than these are no restarts, but a shuffled file
 FAR = 10.0  # times the length of a run beyond which its last few steps belong to another unit
+LAST = 2.0**53  # a step beyond is no whole number any more
 JUMP, SOME = 1000.0, 20  # the same of many steps: so much further after so many
 
 
@@ -95,8 +96,8 @@ def tidy(steps: Floats, values: Floats, name: str, notes: Counter[str]) -> Serie
     Raises:
         ValueError: no usable step, or steps that are no optimizer steps.
     """
-    usable = np.isfinite(steps) & (steps >= 0.0)
-    _count(notes, f"{name}: step missing or negative, left out", len(steps) - int(usable.sum()))
+    usable = (steps >= 0.0) & (steps <= LAST)  # false for NaN too
+    _count(notes, f"{name}: step missing, negative or too large, left out", len(steps) - int(usable.sum()))
     steps, values = steps[usable], values[usable]
     if len(steps) == 0:
         raise ValueError(f"{name} has no value with a step")
