@@ -1,4 +1,4 @@
-"""How often a public run is said to have left its forecast band, as it was and with its loss raised half-way."""
+"""How often a public run is told to have left its forecast band: as it was, and with its loss raised."""
 
 import logging
 from pathlib import Path
@@ -25,7 +25,7 @@ def measure():
 
 
 def first_alarm(run, raised):
-    """Share of the plan at which the loss is first said to be above its band, after the break if there is one."""
+    """Share of the plan at which the loss is first told to be above its band (after the break)."""
     horizon = run.schedule.horizon
     monitor = Monitor(LossForecaster(run.schedule, steps_per_epoch=run.steps_per_epoch))
     for step, loss in zip(run.steps.tolist(), run.losses.tolist(), strict=True):
