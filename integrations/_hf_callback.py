@@ -4,15 +4,16 @@ import atexit
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import wraps
+from functools import partial, wraps
 from pathlib import Path
 from typing import Any
 
 from transformers import TrainerCallback
 
 from scale_callbacks import __version__
+from scale_callbacks._text import fault_text
 from scale_callbacks.forecast import Forecast
-from scale_callbacks.integrations import _hf_state, trl
+from scale_callbacks.integrations import _hf_state, _plan, trl
 from scale_callbacks.integrations._hf_show import Outlets, mlflow_sink
 from scale_callbacks.integrations._hf_trainer import (
     Surroundings,
@@ -29,6 +30,7 @@ from scale_callbacks.sinks import Sink
 _log = logging.getLogger("scale_callbacks")
 
 FEWEST = 8  # rows before which there is no forecast
+_UNUSABLE = "the saved state cannot be used"
 
 
 def guarded(hook: Callable[..., None]) -> Callable[..., None]:
@@ -69,7 +71,7 @@ class WatchingCallback(TrainerCallback):
         self._faults: Counter[str] = Counter()
         self._watch: Watch | None = None
         self._outlets: Outlets | None = None
-        self._mlflow_state: Any = None  # of the checkpoint
+        self._twins = 0  # callbacks of this kind before this one that watch the same metric
 
     @property
     def forecast(self) -> Forecast | None:
@@ -94,33 +96,27 @@ class WatchingCallback(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Read the plan off the trainer, and go on from a checkpoint where there is one."""
         self.close()
-        self.off, self._watch, self._mlflow_state = False, None, None
+        self.off, self._watch = False, None
+        self._faults.clear()
         horizon = self.planned(state)
         if horizon < 1 or not state.is_world_process_zero:
             return
         around = surroundings(self)
-        schedule = self.schedule or plan_of(
-            kwargs.get("optimizer"), kwargs.get("lr_scheduler"), horizon, state.global_step
-        )
-        mode = self.mlflow if args.report_to or self.mlflow is not None else False
-        self._outlets = Outlets(
-            around,
-            self.note,
-            progress_bar=self.progress_bar,
-            make_mlflow=None if mode is False else lambda: mlflow_sink(mode, self._mlflow_state),
-        )
+        self._twins = _twins_before(self, around)
+        saved = self._saved_state(args, state, around) if state.global_step > 0 else None
+        schedule = self.schedule or self._plan(kwargs, horizon, state.global_step, saved)
         epoch = steps_per_epoch(args, state, kwargs.get("train_dataloader"))
-        monitor = self.make_monitor(schedule, epoch, [self._outlets, *self.sinks])
+        self._outlets = self._make_outlets(args, around, None if saved is None else saved.get("mlflow"))
         self._watch = Watch(
-            monitor,
+            self.make_monitor(schedule, epoch, [self._outlets, *self.sinks]),
             state.global_step,
             self._faults,
             signals=self.signals,
             patience=max(PATIENCE, 1 + trl.rows_without_reward(args)),
         )
         atexit.register(self.close)  # there is no hook for a training that fails
-        if state.global_step > 0:
-            self._resume(args, state, around, epoch)
+        if state.global_step > 0 and not self._load(saved):
+            self._go_through(state.log_history, schedule, epoch)
         self._warn_of_few_rows(args, state)
 
     @guarded
@@ -164,7 +160,7 @@ class WatchingCallback(TrainerCallback):
         """Count a fault; log its first occurrence."""
         self._faults[what] += 1
         if self._faults[what] == 1:
-            tail = "" if fault is None else f": {type(fault).__name__}: {fault}"
+            tail = "" if fault is None else f": {fault_text(fault)}"
             _log.warning(
                 "%s: %s%s (further ones are counted, training goes on)", type(self).__name__, what, tail
             )
@@ -179,7 +175,7 @@ class WatchingCallback(TrainerCallback):
 
     @property
     def _file(self) -> str:
-        return _hf_state.file_name(type(self).__name__, self.monitor)
+        return _hf_state.file_name(type(self).__name__, self.monitor, self._twins)
 
     def _close(self, outcome: str | None) -> None:
         atexit.unregister(self.close)
@@ -195,52 +191,66 @@ class WatchingCallback(TrainerCallback):
             "package": __version__,
             "step": state.global_step,
             "log": _hf_state.fingerprint(state.log_history),
-            "plan": None if plan is None else [plan.horizon, plan.fingerprint],
+            "plan": None if plan is None else plan.to_dict(),
             "watch": self._watch.state(),
+            "faults": dict(self._faults),
             "mlflow": None if self._outlets is None else self._outlets.mlflow_state(),
         }
 
-    def _resume(self, args: Any, state: Any, around: Surroundings, epoch: float | None) -> None:
-        assert self._watch is not None
+    def _saved_state(self, args: Any, state: Any, around: Surroundings) -> dict[str, Any] | None:
+        """What our file in the checkpoint says; None where there is none of this run."""
         try:
             found = _hf_state.read(_folders(args, state, around), self._file)
             if found is not None and _is_of_this_run(found[1], state, found[0] == around.resumed_from):
-                self._watch.load(found[1]["watch"])
-                self._mlflow_state = found[1]["mlflow"]
-                self._compare_plans(found[1]["plan"])
-                return
+                return found[1]
         except Exception as fault:
-            self.note("the saved state cannot be used", fault)
-        else:
-            _log.warning(
-                "the checkpoint at step %s has no state of %s(%r): taking what the trainer has logged",
-                f"{state.global_step:,}",
-                type(self).__name__,
-                self.monitor,
-            )
-        self._go_through(state.log_history, epoch)
+            self.note(_UNUSABLE, fault)
+            return None
+        _log.warning(
+            "the checkpoint at step %s has no state of %s(%r): taking what the trainer has logged",
+            f"{state.global_step:,}",
+            type(self).__name__,
+            self.monitor,
+        )
+        return None
 
-    def _go_through(self, rows: Sequence[Mapping[str, Any]], epoch: float | None) -> None:
+    def _plan(
+        self, kwargs: Mapping[str, Any], horizon: int, step: int, saved: Mapping[str, Any] | None
+    ) -> Schedule:
+        """The live plan, with the past as it was trained."""
+        now = plan_of(kwargs.get("optimizer"), kwargs.get("lr_scheduler"), horizon, step)
+        before = _plan.saved_plan(saved)
+        plan = now if before is None else _plan.continued(before, now, step)
+        if before is not None and plan is not before:
+            self.note(f"resumed with another plan: {_plan.told(before, plan)}", None)
+        return plan
+
+    def _make_outlets(self, args: Any, around: Surroundings, run: Mapping[str, Any] | None) -> Outlets:
+        mode = self.mlflow if args.report_to or self.mlflow is not None else False
+        make = None if mode is False else partial(mlflow_sink, mode, run)
+        return Outlets(around, self.note, progress_bar=self.progress_bar, make_mlflow=make)
+
+    def _load(self, saved: Mapping[str, Any] | None) -> bool:
+        """Go on from a saved state; False where that was not possible."""
+        assert self._watch is not None
+        if saved is None:
+            return False
+        try:
+            self._watch.load(saved["watch"])
+            self._faults.update(saved["faults"])
+        except Exception as fault:
+            self.note(_UNUSABLE, fault)
+            return False
+        return True
+
+    def _go_through(self, rows: Sequence[Mapping[str, Any]], schedule: Schedule, epoch: float | None) -> None:
         """Learn the past from the rows that the trainer has kept, and show nothing of it."""
         assert self._watch is not None
-        schedule = self._watch.monitor.forecaster.schedule
-        assert schedule is not None
         monitor = self.make_monitor(schedule, epoch, ())
         past = Watch(monitor, 0, Counter(), signals=self.signals, patience=len(rows) + 1, live=False)
         for row in rows:
             past.row(row, int(row["step"]))
         self._watch.load(past.state())
-
-    def _compare_plans(self, saved: Any) -> None:
-        assert self._watch is not None
-        plan = self._watch.monitor.forecaster.schedule
-        if plan is not None and saved is not None and saved != [plan.horizon, plan.fingerprint]:
-            _log.warning(
-                "the learning-rate plan is not the checkpoint's (%s steps there, %s here): forecasts follow "
-                "the new one",
-                f"{saved[0]:,}",
-                f"{plan.horizon:,}",
-            )
 
     def _warn_of_few_rows(self, args: Any, state: Any) -> None:
         if self.monitor.startswith(trl.EVAL):
@@ -255,6 +265,11 @@ class WatchingCallback(TrainerCallback):
                 FEWEST,
                 max(1, state.max_steps // 100),
             )
+
+
+def _twins_before(callback: WatchingCallback, around: Surroundings) -> int:
+    alike = [c for c in around.callbacks if type(c) is type(callback) and c.monitor == callback.monitor]
+    return next((i for i, other in enumerate(alike) if other is callback), 0)
 
 
 def _folders(args: Any, state: Any, around: Surroundings) -> Iterator[Path]:

@@ -67,11 +67,11 @@ class SaturationRule:
     """Stops when the rest of the budget will probably not bring a gain worth having.
 
     It stops for `saturated` when the probability that the reward still gains more than `min_gain` of the gain
-    so far (but at least one standard error of the final mean) is below 1 - `confidence`, the trend of the
-    last half agrees, and the noise is low enough that such a rise would have been seen. The probability is
-    averaged over the last looks and holds a hazard for a stage of learning that has not begun. It stops for
-    `collapsed` when the level has fallen below its best by more than noise explains. What it says depends on
-    the forecaster's state alone.
+    so far (but at least one standard error of the final mean) is below 1 - `confidence`, no more than
+    `min_gain` is expected however uncertain it is, the trend of the last half agrees, and the noise is low
+    enough that such a rise would have been seen. The probability is averaged over the last looks and holds a
+    hazard for a stage of learning that has not begun. It stops for `collapsed` when the level has fallen
+    below its best by more than noise explains. What it says depends on the forecaster's state alone.
 
     Args:
         min_gain: share of the gain so far that makes going on worthwhile.
@@ -190,6 +190,9 @@ class SaturationRule:
         rising = max(evidence["probability"], evidence["probability_latest"]) >= doubt
         unseen = evidence["trend_error"] >= POWER * evidence["wanted"]
         rising = rising or evidence["trend"] >= evidence["wanted"]
+        # Under much noise `wanted` is what could be measured; what is worth having may be less.
+        least = self.min_gain * evidence["gain"] if self.min_absolute_gain is None else self.min_absolute_gain
+        rising = rising or evidence["expected"] >= least
         if learned and not rising and not unseen:
             return Reason.SATURATED
         if evidence.get("zero_spread_lowest", 0.0) >= SILENT:
@@ -270,7 +273,7 @@ def _told(reason: Reason, e: dict[str, float], rule: SaturationRule) -> str:
     return "not yet, " + {
         Reason.TOO_EARLY: f"step {e['step']:,.0f} lies in the first {rule.earliest:.0%} of the budget",
         Reason.NOT_LEARNED: f"a gain of {e['gain']:.3g} +- {e['gain_sd']:.2g} is not told from none",
-        Reason.STILL_RISING: f"{odds}, the trend alone brings {e['trend']:+.2g}",
+        Reason.STILL_RISING: f"{odds}, expected {e['expected']:+.2g}, the trend alone {e['trend']:+.2g}",
         Reason.NOT_SEEN_LONG_ENOUGH: (
             f"a rise of {e['wanted']:.3g} could have been missed, its error is {e['trend_error']:.2g}"
         ),

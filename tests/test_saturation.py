@@ -3,6 +3,7 @@ import pytest
 
 from scale_callbacks import LossForecaster, Monitor, RewardForecaster, SaturationRule, Schedule
 from scale_callbacks.saturation import Reason
+from scale_callbacks.simulate import simulate
 
 HORIZON = 1000
 STEPS = np.arange(1, HORIZON + 1)
@@ -71,6 +72,18 @@ def test_noise_that_could_hide_a_rise_is_not_saturation():
     assert decision.evidence["trend_error"] > 1.25 * 0.012
 
 
+def test_rise_that_is_expected_though_too_small_to_be_measured_is_not_saturation():
+    # A line under noise of its own size: 30% of the gain is still to come, and nobody could measure it.
+    run = simulate(90, seed=1)[89]
+    forecaster = RewardForecaster(len(run.steps))
+    forecaster.observe(run.steps[:140], run.rewards[:140])
+    decision = SaturationRule().decide(forecaster)
+    assert decision.evidence["probability"] < 0.2
+    assert decision.evidence["trend"] < decision.evidence["wanted"]
+    assert decision.evidence["expected"] > 0.1 * decision.evidence["gain"]
+    assert Reason.of(decision) is Reason.STILL_RISING
+
+
 @pytest.mark.parametrize(("zero", "expected"), [(0.99, Reason.NO_LEARNING_SIGNAL), (0.5, Reason.NOT_LEARNED)])
 def test_groups_without_spread_are_advice_unless_asked(zero, expected):
     signal = {"frac_reward_zero_std": zero}
@@ -89,6 +102,15 @@ def test_saturation_says_what_it_saves_and_what_else_could_be_done():
     assert decision.evidence["hours_saved"] == pytest.approx(5.0)
     assert decision.evidence["probability"] < 0.2
     assert "hours" not in reason("saturating", 0.5)[1].reason
+
+
+@pytest.mark.parametrize(
+    ("pace", "told"), [(0.1, "(50 seconds)"), (1.0, "(8 minutes)"), (7.2, "(1.0 hours)")]
+)
+def test_saving_is_told_in_a_unit_that_fits(pace, told):
+    assert (
+        f"stopping saves 500 steps {told}" in reason("saturating", 0.5, extra={"step_time": pace})[1].reason
+    )
 
 
 def test_collapse_names_the_best_step():
