@@ -116,7 +116,7 @@ def test_rewards_check_the_answer(grpo):
 
 
 @pytest.mark.slow
-def test_checker_of_the_zero_one_reward_has_outages_in_the_second_half_only(grpo):
+def test_checker_of_the_zero_one_reward_has_outages_in_the_second_half_only(grpo, bench):
     check = grpo.zero_one(0)
     passed = [
         np.mean(
@@ -132,6 +132,10 @@ def test_checker_of_the_zero_one_reward_has_outages_in_the_second_half_only(grpo
     assert 12 <= len(down) <= 39
     assert down.min() >= 200
     assert down.max() < 400 * 0.89
+    stream = {"reward": (np.arange(400) % 2).astype(float)}
+    bridged = bench.without_outages("zero-one-0", stream)["reward"] != stream["reward"]
+    assert set(np.flatnonzero(bridged)) <= set(down)
+    assert bridged.sum() > 0.3 * len(down)
 
 
 @pytest.mark.slow
