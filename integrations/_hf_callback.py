@@ -11,6 +11,7 @@ from typing import Any
 from transformers import TrainerCallback
 
 from scale_callbacks import __version__
+from scale_callbacks._text import fault_text
 from scale_callbacks.forecast import Forecast
 from scale_callbacks.integrations import _hf_state, _plan, trl
 from scale_callbacks.integrations._hf_show import Outlets, mlflow_sink
@@ -70,6 +71,7 @@ class WatchingCallback(TrainerCallback):
         self._faults: Counter[str] = Counter()
         self._watch: Watch | None = None
         self._outlets: Outlets | None = None
+        self._twins = 0  # callbacks of this kind before this one that watch the same metric
 
     @property
     def forecast(self) -> Forecast | None:
@@ -100,6 +102,7 @@ class WatchingCallback(TrainerCallback):
         if horizon < 1 or not state.is_world_process_zero:
             return
         around = surroundings(self)
+        self._twins = _twins_before(self, around)
         saved = self._saved_state(args, state, around) if state.global_step > 0 else None
         schedule = self.schedule or self._plan(kwargs, horizon, state.global_step, saved)
         epoch = steps_per_epoch(args, state, kwargs.get("train_dataloader"))
@@ -157,7 +160,7 @@ class WatchingCallback(TrainerCallback):
         """Count a fault; log its first occurrence."""
         self._faults[what] += 1
         if self._faults[what] == 1:
-            tail = "" if fault is None else f": {type(fault).__name__}: {fault}"
+            tail = "" if fault is None else f": {fault_text(fault)}"
             _log.warning(
                 "%s: %s%s (further ones are counted, training goes on)", type(self).__name__, what, tail
             )
@@ -172,7 +175,7 @@ class WatchingCallback(TrainerCallback):
 
     @property
     def _file(self) -> str:
-        return _hf_state.file_name(type(self).__name__, self.monitor)
+        return _hf_state.file_name(type(self).__name__, self.monitor, self._twins)
 
     def _close(self, outcome: str | None) -> None:
         atexit.unregister(self.close)
@@ -262,6 +265,11 @@ class WatchingCallback(TrainerCallback):
                 FEWEST,
                 max(1, state.max_steps // 100),
             )
+
+
+def _twins_before(callback: WatchingCallback, around: Surroundings) -> int:
+    alike = [c for c in around.callbacks if type(c) is type(callback) and c.monitor == callback.monitor]
+    return next((i for i, other in enumerate(alike) if other is callback), 0)
 
 
 def _folders(args: Any, state: Any, around: Surroundings) -> Iterator[Path]:

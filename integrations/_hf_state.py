@@ -11,9 +11,10 @@ from urllib.parse import quote
 VERSION = 1
 
 
-def file_name(kind: str, monitor: str) -> str:
-    """Name of the file: one for each kind of callback and watched metric."""
-    return f"scale_callbacks.{kind}.{quote(monitor, safe='')}.json"
+def file_name(kind: str, monitor: str, twins: int = 0) -> str:
+    """Name of the file: one for each kind of callback and watched metric, and for each of several alike."""
+    number = f".{twins + 1}" if twins else ""
+    return f"scale_callbacks.{kind}.{quote(monitor, safe='')}{number}.json"
 
 
 def folder_just_saved(args: Any, state: Any) -> Path | None:

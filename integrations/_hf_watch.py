@@ -1,6 +1,7 @@
 """One training seen by a Transformers callback: turns the rows it logs into observations of a monitor."""
 
 import logging
+import math
 import time
 from collections import Counter
 from collections.abc import Mapping
@@ -60,7 +61,7 @@ class Watch:
         span = 1 if metric is None or metric.startswith(trl.EVAL) else max(step - self._logged, 1)
         if train:
             self._look_at_gradient(logs)
-            self._add_train_loss(logs["loss"], step - self._logged)
+            self._add_train_loss(trl.number(logs["loss"]), step - self._logged)
             self._logged = step
         if metric is None:
             self._miss(logs, train)
@@ -89,9 +90,9 @@ class Watch:
         self._seen, self._train, self._found = steps[1], train, bool(state["found"])
 
     def _observe(self, logs: Mapping[str, Any], metric: str, step: int, span: int) -> None:
-        value = logs[metric]
+        value = trl.number(logs[metric])
         if value is None:
-            self._faults[f"{self.monitor.name} was None and left out"] += 1
+            self._faults[f"{self.monitor.name} was no number and left out"] += 1
             return
         self._seen = step
         extra: dict[str, float] = {}
@@ -100,7 +101,7 @@ class Watch:
         elif metric.startswith(trl.EVAL) and self._train[1]:
             extra = {"train_loss": self._train[0] / self._train[1]}
             self._train = [0.0, 0.0]
-        self.monitor.observe(step, float(value), extra=extra or None, span=span)
+        self.monitor.observe(step, value, extra=extra or None, span=span)
 
     def _pace(self, step: int) -> dict[str, float]:
         """Seconds a step, evaluations and checkpoints included: what stopping would save."""
@@ -110,15 +111,14 @@ class Watch:
         self._clock = now, step
         return {"step_time": (now - before) / (step - last)} if step > last else {}
 
-    def _add_train_loss(self, loss: Any, steps: int) -> None:
-        loss = float("nan") if loss is None else float(loss)
-        if abs(loss) < float("inf") and steps > 0:
+    def _add_train_loss(self, loss: float | None, steps: int) -> None:
+        if loss is not None and math.isfinite(loss) and steps > 0:
             self._train[0] += loss * steps
             self._train[1] += steps
 
     def _look_at_gradient(self, logs: Mapping[str, Any]) -> None:
-        norm = logs.get("grad_norm")
-        if norm is not None and not abs(float(norm)) < float("inf"):
+        norm = trl.number(logs.get("grad_norm"))
+        if norm is not None and not math.isfinite(norm):
             # With logging_nan_inf_filter, the trainer's default, a loss that is NaN leaves no other trace.
             self._faults["grad_norm was not finite: the loss may not have been either"] += 1
 

@@ -8,6 +8,7 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
 
+from scale_callbacks._text import fault_text
 from scale_callbacks.integrations._mlflow_autolog import keep_from_autolog
 from scale_callbacks.integrations.torch import schedule_of
 from scale_callbacks.schedule import Schedule
@@ -177,5 +178,5 @@ def mlflow_sink(
 
         return resolve_sink(trainer.loggers, mode=mode, prefix=prefix, resume=resume)
     except Exception as fault:
-        _log.warning("LossForecast: no MLflow sink: %s: %s (training goes on)", type(fault).__name__, fault)
+        _log.warning("LossForecast: no MLflow sink: %s (training goes on)", fault_text(fault))
         return None

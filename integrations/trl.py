@@ -56,10 +56,18 @@ def evidence(logs: Mapping[str, Any], metric: str) -> dict[str, float]:
         signals["reward_std"] = (f"{metric.removesuffix('/mean')}/std", *signals["reward_std"])
     found: dict[str, float] = {}
     for name, names in signals.items():
-        value = next((logs[there] for there in names if logs.get(there) is not None), None)
-        if value is not None and math.isfinite(float(value)):
-            found[name] = float(value)
+        value = next((number(logs[there]) for there in names if logs.get(there) is not None), None)
+        if value is not None and math.isfinite(value):
+            found[name] = value
     return found
+
+
+def number(value: Any) -> float | None:
+    """A logged value as a float; None for what is no number."""
+    try:
+        return None if isinstance(value, str) else float(value)
+    except (TypeError, ValueError, RuntimeError):  # the last from a tensor of several
+        return None
 
 
 def rows_without_reward(args: Any) -> int:

@@ -19,7 +19,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from scale_callbacks.laws.annealing import AnnealingArea
+from scale_callbacks.laws.annealing import AnnealingArea, stirred
 from scale_callbacks.laws.base import Floats, Plan, Shapes
 from scale_callbacks.laws.epochs import EpochBorders
 from scale_callbacks.laws.multi_power import MultiPower
@@ -31,8 +31,8 @@ from scale_callbacks.regression import Evidence, Grid, Regression, Tables
 MEMBERS = 6000  # most that the forecast is mixed from; reached only where a curve tells nothing
 KEPT = 96  # members the path is mixed from
 _CELLS = 64  # Gaussians the forecast at the end is gathered into
-_BETA = 0.5  # multi-power's β: hardly told apart from its speed
-_MARGIN = 10.0  # log-evidence below the best at which a member is given up
+_BETA = 0.6  # multi-power's β, the paper's: hardly told apart from its speed
+MARGIN = 10.0  # log-evidence below the best at which a member is given up
 _SCOUTED = slice(1, None, 3)  # depths under which decays are scouted
 
 
@@ -77,6 +77,7 @@ class LawBank:
         self._drops.append(none)
         self.decay = np.concatenate([shapes.features for shapes in self._decays])
         self.drop = np.concatenate([shapes.features for shapes in self._drops])
+        self._stirred = stirred(plan, prior.stir[1])
         self.slopes = np.array(prior.slopes)
         self._shape = (len(self.decay), len(prior.slopes), len(self.drop), len(prior.drops))
         self._scouts = np.arange(0, len(self.drop), 3)
@@ -165,7 +166,7 @@ class LawBank:
         rows, drops = np.arange(self.decay.shape[0] * len(self.slopes)), np.arange(len(self.drop))
         weights = np.log(self.prior.wander_weights)
         scouts = np.array([walk.evidence(rows, self._scouts).max() for walk in walks]) + weights
-        likely = np.flatnonzero(scouts > scouts.max() - _MARGIN)
+        likely = np.flatnonzero(scouts > scouts.max() - MARGIN)
         logs = [walks[i].evidence(rows, drops) + weights[i] for i in likely]
         told = np.logaddexp.reduce(logs, axis=0).reshape(*self._shape)
         return Lesson(self._keys(self._decays), self._keys(self._drops), told - told.max())
@@ -224,8 +225,9 @@ class LawBank:
 
     def _walks(self, evidence: Evidence, points: Floats) -> list[Regression]:
         clock = self.prior.clock
-        tables = Tables.of(self.plan, self.decay, self.drop, clock, evidence.steps, points)
-        return [Regression(self.grid, tables, evidence, sd**2) for sd in self.prior.wander]
+        tables = Tables.of(self.plan, self.decay, self.drop, self._stirred, clock, evidence.steps, points)
+        priors, stir = self.grid.priors(tables), self.prior.stir[0] ** 2
+        return [Regression(priors, tables, evidence, sd**2, stir) for sd in self.prior.wander]
 
     def _heavy(self, walks: list[Regression], prior: Floats) -> _Found:
         """All members that carry weight: decays are scouted under a few drops first."""
@@ -236,7 +238,7 @@ class LawBank:
             (walk.evidence(rows, self._scouts, _SCOUTED) + scout_prior).max(axis=(1, 2)) + weight
             for walk, weight in zip(walks, weights, strict=True)
         ]
-        least = max(float(best.max()) for best in scouted) - _MARGIN
+        least = max(float(best.max()) for best in scouted) - MARGIN
         logs, members = [], []
         for i, (walk, best) in enumerate(zip(walks, scouted, strict=True)):
             likely = np.flatnonzero(best > least)
@@ -245,7 +247,7 @@ class LawBank:
             logs.append(log[row, drop, depth])
             members.append(np.stack((np.full(len(row), i), likely[row], drop, depth)))
         log = np.concatenate(logs)
-        kept = np.flatnonzero(log > log.max() - _MARGIN)
+        kept = np.flatnonzero(log > log.max() - MARGIN)
         kept = kept[_heaviest(log[kept], MEMBERS)]
         heavy = np.exp(log[kept] - log.max())
         walk, row, drop, depth = np.concatenate(members, axis=1)[:, kept]

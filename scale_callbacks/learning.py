@@ -3,10 +3,12 @@
     python -m scale_callbacks.learning tests/data/curves --out scale_callbacks/priors/population.json
 
 What is not fixed by structure is a knob. From a start set by hand each knob is tried a step up and a step
-down, and a step is taken where it clearly improves the score: the mean over runs of a Student-t log score of
-forecast and interval, the runs of one source sharing the weight of the square root of their number. Each fold
-takes its own steps, from the gains measured on the other sources alone, and sets its own interval widths; a
-reported figure of a source is always that of the fold which never saw it.
+down. The score is the mean over runs of a Student-t log score of forecast and interval, widths set anew each
+time, the runs of one source sharing the weight of the square root of their number. A step is taken where the
+gain is larger than its standard error over sources: a dozen sources tell little, and what they do not clearly
+tell stays as published laws and hand set it. Each fold takes its own steps, from the gains measured on the
+other sources alone, and sets its own interval widths; a source's reported figure is always that of the fold
+which never saw it.
 """
 
 from __future__ import annotations
@@ -14,15 +16,25 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from scale_callbacks.calibration import (
+    SHARES,
+    SMALL,
+    Told,
+    by_source,
+    calibrated,
+    fine_calibrated,
+    gain,
+    table,
+    widened,
+)
 from scale_callbacks.curve import Curve
 from scale_callbacks.forecaster import LossForecaster
 from scale_callbacks.laws.base import plan_of
@@ -31,22 +43,7 @@ from scale_callbacks.runs import Run, read_runs
 
 Floats = NDArray[np.float64]
 
-SMALL = "small"  # how sources of short runs begin
-SHARES = (0.1, 0.2, 0.3, 0.5, 0.7, 0.9)
 MOST = 8  # runs of a source used for choosing knobs: the others are near copies
-
-
-class Told(NamedTuple):
-    """One forecast against the truth, all over the true final loss."""
-
-    source: str
-    run: str
-    language_model: bool
-    share: float
-    error: float
-    below: float
-    above: float
-    to_come: float
 
 
 @dataclass(frozen=True)
@@ -95,28 +92,6 @@ class Case:
         return rows
 
 
-def log_score(rows: Sequence[Told]) -> Floats:
-    """Negative log density of each truth, for a Student t (4 degrees) with the forecast's own two halves."""
-    _, _, _, _, error, below, above, _ = (np.array(column) for column in zip(*rows, strict=True))
-    half = np.where(error > 0.0, below, above) / 1.645 + 5e-4
-    width = (below + above) / 3.29 + 5e-4
-    return np.asarray(np.log(width) + 2.5 * np.log1p((error / half) ** 2 / 4.0), dtype=np.float64)
-
-
-def by_source(rows: Sequence[Told]) -> dict[str, tuple[float, float]]:
-    """Mean score of each source and its weight."""
-    scores, sources = log_score(rows), np.array([row.source for row in rows])
-    return {s: (float(scores[sources == s].mean()), math.sqrt((sources == s).sum())) for s in set(sources)}
-
-
-def gain(
-    before: dict[str, tuple[float, float]], after: dict[str, tuple[float, float]], without: str
-) -> float:
-    """Weighted gain of score over all sources but one."""
-    pairs = [(before[s][0] - after[s][0], before[s][1]) for s in before if s != without]
-    return sum(g * w for g, w in pairs) / sum(w for _, w in pairs)
-
-
 Knob = tuple[str, Callable[[Prior, float], Prior], tuple[float, ...]]
 
 
@@ -146,17 +121,26 @@ def _field(field: str, *, factor: bool = True, place: int | None = None) -> Call
     return turn
 
 
+def _form(index: int) -> Callable[[Prior, float], Prior]:
+    def turn(prior: Prior, step: float) -> Prior:
+        forms = [(*f[:2], f[2] * step) if i == index else f for i, f in enumerate(prior.forms)]
+        return prior.with_(forms=tuple(forms))
+
+    return turn
+
+
 def knobs() -> list[Knob]:
     """The constants that are learned, with the steps they are tried at.
 
-    Widths are not among them: learned ones came out narrower than sources left out could bear.
+    Widths are not among them: learned ones came out narrower than sources left out could bear. Nor are the
+    weights of the kinds of runs: how often each kind is among these files says who made files.
     """
     out: list[Knob] = [
         ("floor", _field("floor"), (0.6, 1.7)),
         ("annealing", _field("annealing"), (0.6, 1.7)),
         ("speed", _regime(0, "speed", 0, factor=False), (-0.6, 0.6)),
-        ("short weight", _regime(1, "weight", None, factor=True), (0.4, 2.5)),
-        ("other weight", _regime(2, "weight", None, factor=True), (0.4, 2.5)),
+        ("saturating form", _form(1), (0.4, 2.5)),
+        ("steps", _field("steps"), (0.5, 2.0)),
     ]
     for i, name in enumerate(("pretraining", "short")):
         out += [
@@ -179,27 +163,36 @@ class Search:
     def __init__(self, cases: Sequence[Case], start: Prior, say: Callable[[str], None] = print) -> None:
         self.cases, self.say = _thinned(cases), say
         self.common = start
-        self.scores = by_source(self.rows(start))
-        self.folds = dict.fromkeys(self.scores, start)
+        self.now = told_by(self.cases, start)
+        self.folds = dict.fromkeys(sorted({row.source for row in self.now}), start)
 
-    def rows(self, prior: Prior) -> list[Told]:
-        """All forecasts of the thinned runs under a prior."""
-        return [row for case in self.cases for row in case.told(prior)]
+    def gains(self, tried: dict[float, list[Told]], fold: str) -> dict[float, tuple[float, float]]:
+        """Gain of each step, and its standard error, over all sources but the fold's."""
+        before = by_source(widened(self.now, self.common, fold))
+        return {
+            step: gain(before, by_source(widened(rows, self.common, fold))) for step, rows in tried.items()
+        }
 
-    def step(self, knob: Knob, least: float = 3e-3) -> None:
-        """Try a knob both ways; every fold takes the step that gains most on its sources, if any does."""
+    def step(self, knob: Knob, least: float = 2e-3) -> None:
+        """Try a knob both ways; every fold takes the step that clearly gains most on its sources, if any."""
         name, turn, steps = knob
-        tried = {step: by_source(self.rows(turn(self.common, step))) for step in steps}
+        tried = {step: told_by(self.cases, turn(self.common, step)) for step in steps}
         for fold, prior in self.folds.items():
-            gains = {step: gain(self.scores, scores, fold) for step, scores in tried.items()}
-            best = max(gains, key=gains.__getitem__)
-            if gains[best] > least:
-                self.folds[fold] = turn(prior, best)
-        gains = {step: gain(self.scores, scores, "") for step, scores in tried.items()}
-        best = max(gains, key=gains.__getitem__)
-        if gains[best] > least:
-            self.common, self.scores = turn(self.common, best), tried[best]
-        self.say(f"{name}: " + ", ".join(f"{step:g} {g:+.4f}" for step, g in gains.items()))
+            best = _clearest(self.gains(tried, fold), least)
+            self.folds[fold] = prior if best is None else turn(prior, best)
+        gains = self.gains(tried, "")
+        best = _clearest(gains, least)
+        if best is not None:
+            self.common, self.now = turn(self.common, best), tried[best]
+        told = ", ".join(f"{step:g} {mean:+.4f} ({error:.4f})" for step, (mean, error) in gains.items())
+        self.say(f"{name}: {told}; taken: {best}")
+
+
+def _clearest(gains: dict[float, tuple[float, float]], least: float) -> float | None:
+    """The step with the largest gain, if that is larger than its error and than `least`."""
+    best = max(gains, key=lambda step: gains[step][0])
+    mean, error = gains[best]
+    return best if mean > max(least, error) else None
 
 
 def _thinned(cases: Iterable[Case]) -> list[Case]:
@@ -221,92 +214,28 @@ def learn(
     return search
 
 
-def calibrated(prior: Prior, rows: Sequence[Told], level: float = 0.9, shrink: float = 0.7) -> Prior:
-    """The prior with interval widths that hold the truths of these rows at the level they say.
-
-    By share of the plan seen, neighbouring shares counting half, and apart for plans whose rate still falls
-    by less and by more than a third of its peak; then one factor for all short runs. Runs that are no
-    language models have no say: the kind they are like widens theirs. Runs of one source share the weight of
-    the square root of their number. Each factor is a quantile of error over half-width, drawn towards 1.
-
-    Args:
-        prior: what the rows were forecast with.
-        rows: forecasts of runs that the prior may see.
-        level: of their intervals.
-        shrink: power that factors are taken to.
-    """
-    long = [row for row in rows if row.language_model and not row.source.startswith(SMALL)]
-    table = [
-        (share, *(_factor(long, share, open_, level) ** shrink for open_ in (False, True)))
-        for share in SHARES
-    ]
-    prior = prior.with_(calibration=tuple(table))
-    short = [row for row in rows if row.source.startswith(SMALL)]
-    if len(short) < 8:
-        return prior
-    excess = _ratios(short) / [prior.widening(row.share, row.to_come, {}) for row in short]
-    factor = float(np.clip(_quantile(excess, _weights(short), level), 0.6, 2.5) ** shrink)
-    regimes = [replace(r, widening=r.widening * factor) if r.name == "short" else r for r in prior.regimes]
-    return prior.with_(regimes=tuple(regimes))
+def fine_validated(cases: Sequence[Case], prior: Prior) -> list[Told]:
+    """Forecasts of fine-tuning runs, their kind's widths set without the repository each comes from."""
+    told = told_by(cases, prior)
+    rows = []
+    for source in sorted({case.run.source for case in cases}):
+        honest = fine_calibrated(prior, [row for row in told if row.source != source])
+        rows += told_by([case for case in cases if case.run.source == source], honest)
+    return rows
 
 
-def _factor(rows: Sequence[Told], share: float, open_: bool, level: float) -> float:
-    """What the half-widths near a share must be multiplied with to hold their truths."""
-    place = SHARES.index(share)
-    near = [
-        row for row in rows if abs(SHARES.index(row.share) - place) <= 1 and (row.to_come > 0.35) == open_
-    ]
-    if len(near) < 8:
-        return 1.0
-    weights = _weights(near) * [1.0 if row.share == share else 0.5 for row in near]
-    return float(np.clip(_quantile(_ratios(near), weights, level), 0.6, 2.5))
-
-
-def _ratios(rows: Sequence[Told]) -> Floats:
-    return np.array([row.error / row.below if row.error > 0.0 else -row.error / row.above for row in rows])
-
-
-def _weights(rows: Sequence[Told]) -> Floats:
-    sources = np.array([row.source for row in rows])
-    return np.array([(sources == source).sum() ** -0.5 for source in sources])
-
-
-def _quantile(values: Floats, weights: Floats, level: float) -> float:
-    order = np.argsort(values)
-    reached = np.cumsum(weights[order]) / weights.sum()
-    return float(values[order][np.searchsorted(reached, level)])
-
-
-def table(rows: Sequence[Told]) -> str:
-    """Median and 90th percentile of |error|, bias, coverage and width by share, in percent."""
-    lines = []
-    for share in SHARES:
-        here = [row for row in rows if row.share == share]
-        if here:
-            errors = 100.0 * np.array([row.error for row in here])
-            held = [row.error <= row.below and -row.error <= row.above for row in here]
-            width = 100.0 * np.median([row.below + row.above for row in here])
-            lines.append(
-                f"  {share:.0%}: median {np.median(np.abs(errors)):.2f}"
-                f" p90 {np.quantile(np.abs(errors), 0.9):.2f}"
-                f" bias {np.median(errors):+.2f} coverage {np.mean(held):.2f} width {width:.1f} n {len(here)}"
-            )
-    return "\n".join(lines)
-
-
-def calibrated_on(cases: Sequence[Case], prior: Prior, *, without: str) -> Prior:
-    """The prior with widths set on all runs but those of one source."""
-    return calibrated(
-        prior, [row for case in cases if case.run.source != without for row in case.told(prior)]
-    )
+def told_by(cases: Sequence[Case], prior: Prior) -> list[Told]:
+    """Forecasts of all runs under a prior."""
+    return [row for case in cases for row in case.told(prior)]
 
 
 def validated(cases: Sequence[Case], folds: dict[str, Prior]) -> list[Told]:
     """Forecasts of every run by the fold that never saw its source, in the prior or in the widths."""
+    told = {prior: told_by(cases, prior) for prior in set(folds.values())}
     rows = []
     for source, prior in folds.items():
-        honest = calibrated_on(cases, prior, without=source)
-        rows += [row for case in cases if case.run.source == source for row in case.told(honest)]
+        honest = calibrated(prior, [row for row in told[prior] if row.source != source])
+        rows += told_by([case for case in cases if case.run.source == source], honest)
     return rows
 
 
@@ -323,6 +252,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("folder", type=Path, help="folder of the curve bundles")
     parser.add_argument("--out", type=Path, help="prior file to write")
+    parser.add_argument("--finetune", type=Path, help="fine-tuning runs that set that kind's widths")
     parser.add_argument("--passes", type=int, default=1)
     given = parser.parse_args(arguments)
     cases = read_cases(given.folder)
@@ -330,12 +260,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     rows = validated(cases, search.folds)
     for name, chosen in _groups(rows).items():
         print(name, table(chosen), sep="\n")
+    prior = calibrated(search.common, told_by(cases, search.common))
+    if given.finetune:
+        fine = [Case.of(run) for run in read_runs([given.finetune]) if run.scored]
+        print("fine-tuning runs, leaving the repository out", table(fine_validated(fine, prior)), sep="\n")
+        prior = fine_calibrated(prior, told_by(fine, prior))
     if given.out:
         digest = hashlib.sha256()
         for name in ("loss", "small"):
             digest.update((given.folder / f"{name}.npz").read_bytes())
         source = f"learned by scale_callbacks.learning from curves with sha256 {digest.hexdigest()[:16]}"
-        prior = replace(calibrated_on(cases, search.common, without=""), name="population", source=source)
+        prior = replace(prior, name="population", source=source)
         given.out.write_text(json.dumps(prior.to_dict(), indent=1) + "\n")
 
 

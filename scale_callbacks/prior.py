@@ -28,7 +28,8 @@ class Regime:
         speed: mean and sd of log(multi-power's C).
         horizon: mean and sd of log(planned steps): where such runs are found.
         noise: mean and sd of log(sd of one observation over the loss).
-        widening: factor on the interval's half-widths of such runs.
+        widening: factors on the interval's half-widths of such runs, up to a fifth of the plan and from four
+            fifths on.
     """
 
     name: str
@@ -40,7 +41,7 @@ class Regime:
     speed: Pair
     horizon: Pair
     noise: Pair
-    widening: float = 1.0
+    widening: Pair = (1.0, 1.0)
 
     def weigh(self, horizon: float, noise: float) -> float:
         """Probability of the kind, up to a factor, for a plan's length and a curve's noise.
@@ -51,6 +52,11 @@ class Regime:
         for value, (mean, sd) in ((horizon, self.horizon), (max(noise, 1e-6), self.noise)):
             weight *= math.exp(-min(0.5 * ((math.log(value) - mean) / sd) ** 2, 4.0)) / sd
         return weight
+
+    def widened(self, seen: float) -> float:
+        """Log of the factor on half-widths when a share of the plan is seen."""
+        late = min(max((seen - 0.2) / 0.6, 0.0), 1.0)
+        return (1.0 - late) * math.log(self.widening[0]) + late * math.log(self.widening[1])
 
 
 @dataclass(frozen=True)
@@ -82,6 +88,8 @@ class Prior:
         regimes: kinds of runs.
         wander: grid of the discrepancy's sd per unit of its clock.
         wander_weights: prior weights of that grid.
+        stir: (sd that a sudden change of the rate by its peak adds to the discrepancy, memory with which it
+            sinks in, as a share of the plan).
         clock: exponent p of the discrepancy's clock, -area^-p / p.
         floor: sd of a bin's mean that no number of observations undercuts, share of the loss.
         skip: (share of the plan, share of what was seen, warm-ups) left out at the start.
@@ -114,6 +122,7 @@ class Prior:
     regimes: tuple[Regime, ...]
     wander: tuple[float, ...]
     wander_weights: tuple[float, ...]
+    stir: Pair
     clock: float
     floor: float
     skip: tuple[float, float, float]
@@ -131,8 +140,9 @@ class Prior:
         shares, settled, open_ = zip(*self.calibration, strict=True)
         part = min(max(2.0 * to_come - 0.2, 0.0), 1.0)
         logs = np.log(settled) * (1.0 - part) + np.log(open_) * part
-        kind = sum(kinds.get(regime.name, 0.0) * math.log(regime.widening) for regime in self.regimes)
-        return float(np.exp(np.interp(seen, shares, logs) + kind))
+        kind = sum(kinds.get(regime.name, 0.0) * regime.widened(seen) for regime in self.regimes)
+        familiar = 1.0 - kinds.get("other", 0.0) - kinds.get("finetuning", 0.0)  # the others set the table
+        return float(np.exp(familiar * np.interp(seen, shares, logs) + kind))
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Self:

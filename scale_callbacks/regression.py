@@ -51,6 +51,30 @@ class Grid:
     falls: Floats
     fall_width: Floats
 
+    def priors(self, tables: Tables) -> Priors:
+        """Priors of the coefficients over the present loss, given the features at the last bin."""
+        now_decay = np.maximum(tables.decay[:, -1:], 0.0)
+        now_drop = np.maximum(tables.drop[:, -1:], 0.0)
+        slope = self.slopes / (1.0 + self.slopes * now_decay)  # over the final loss the member expects
+        fall = self.falls / (1.0 + self.falls * now_drop)
+        return Priors(slope, fall, (self.slope_width * slope) ** -2, (self.fall_width * fall) ** -2)
+
+
+class Priors(NamedTuple):
+    """Gaussian priors of all members' coefficients: means and precisions.
+
+    Attributes:
+        slope: (decays, slopes).
+        fall: (drops, depths).
+        slope_precision: (decays, slopes).
+        fall_precision: (drops, depths).
+    """
+
+    slope: Floats
+    fall: Floats
+    slope_precision: Floats
+    fall_precision: Floats
+
 
 @dataclass(frozen=True)
 class Tables:
@@ -60,23 +84,34 @@ class Tables:
         decay: (decays, bins).
         drop: (drops, bins).
         walk: (bins) the random walk's clock -area^-p / p, 0 at the first bin.
+        stir: (bins) its second clock: how much changes of the rate have stirred since the first bin.
         decay_at: (decays, points), the last point being the end.
         drop_at: (drops, points).
         walk_at: (points).
+        stir_at: (points).
         fade: (bins) area at the last bin over area at each.
     """
 
     decay: Floats
     drop: Floats
     walk: Floats
+    stir: Floats
     decay_at: Floats
     drop_at: Floats
     walk_at: Floats
+    stir_at: Floats
     fade: Floats
 
     @classmethod
     def of(
-        cls, plan: Plan, decay: Floats, drop: Floats, power: float, steps: Floats, points: Floats
+        cls,
+        plan: Plan,
+        decay: Floats,
+        drop: Floats,
+        stirred: Floats,
+        power: float,
+        steps: Floats,
+        points: Floats,
     ) -> Tables:
         """Read tables off at bins and points.
 
@@ -84,6 +119,7 @@ class Tables:
             plan: where the features are tabulated.
             decay: (decays, plan points).
             drop: (drops, plan points).
+            stirred: (plan points) how much the changes of the rate have stirred the loss.
             power: p of the random walk's clock.
             steps: of the bins.
             points: steps to forecast at; the mean over the last 1% of the plan is added as a last one.
@@ -95,13 +131,16 @@ class Tables:
         area_at = np.maximum(there(plan.area), 1e-4)
         count = len(points)
         start = -(area[0] ** -power) / power
+        stir = here(stirred)
         return cls(
             here(decay),
             here(drop),
             -(area**-power) / power - start,
+            stir - stir[0],
             _ended(there(decay), count),
             _ended(there(drop), count),
             np.maximum(_ended(-(area_at**-power) / power - start, count), 0.0),
+            np.maximum(_ended(there(stirred), count) - stir[0], 0.0),
             area[-1] / area,
         )
 
@@ -128,32 +167,37 @@ class Regression:
     """Conjugate regression of all members under one variance of the random walk.
 
     Args:
-        grid: the members' coefficients.
+        priors: of the members' coefficients, from `Grid.priors`.
         tables: their features at bins and points.
         evidence: the binned curve.
         wander: variance of the random walk per unit of its clock.
+        stir: variance that a sudden change of the rate by its peak adds to the walk.
     """
 
-    def __init__(self, grid: Grid, tables: Tables, evidence: Evidence, wander: float) -> None:
+    def __init__(
+        self, priors: Priors, tables: Tables, evidence: Evidence, wander: float, stir: float
+    ) -> None:
         noise = evidence.variance * evidence.values**2 * tables.fade
-        walk = wander * np.minimum(tables.walk[:, None], tables.walk)
+        self._clock = wander * tables.walk + stir * tables.stir
+        self._clock_at = wander * tables.walk_at + stir * tables.stir_at
+        walk = np.minimum(self._clock[:, None], self._clock)
         # Values next to zero have no noise to speak of: without a least one the matrix may have no root.
         root = np.linalg.cholesky(walk + np.diag(np.maximum(noise, _LEFT * walk.max() + _LEFT**2)))
         columns = (np.ones((len(noise), 1)), tables.decay.T, tables.drop.T, evidence.values[:, None])
         white = np.linalg.solve(root, np.concatenate(columns, axis=1))
         one, decay, drop, y = np.split(white, np.cumsum([1, len(tables.decay), len(tables.drop)]), axis=1)
-        self._root, self._tables, self._wander = root, tables, wander
+        self._root, self._tables = root, tables
         self._white = one[:, 0], decay, drop, y[:, 0]
         self._eliminate_level(*self._white)
         self._const = -0.5 * float(y[:, 0] @ y[:, 0]) - float(np.log(np.diag(root)).sum())
         self._const += 0.5 * self._h0**2 / self._d0 - 0.5 * float(np.log(self._d0))
-        self._add_priors(grid, tables)
+        self._add_priors(priors)
 
     @cached_property
     def _ahead(self) -> _Ahead:
         """What the residuals so far say about the points to forecast; only a walk that matters is asked."""
         tables, (one, decay, drop, y) = self._tables, self._white
-        shared = self._wander * np.minimum(tables.walk[:, None], tables.walk_at)
+        shared = np.minimum(self._clock[:, None], self._clock_at)
         white = np.linalg.solve(self._root, shared)
         back = white.T
         return _Ahead(
@@ -161,7 +205,7 @@ class Regression:
             tables.decay_at - (back @ decay).T,
             tables.drop_at - (back @ drop).T,
             back @ y,
-            self._wander * tables.walk_at - np.einsum("ij,ij->j", white, white),
+            self._clock_at - np.einsum("ij,ij->j", white, white),
         )
 
     def _eliminate_level(self, one: Floats, decay: Floats, drop: Floats, y: Floats) -> None:
@@ -176,12 +220,8 @@ class Regression:
         self._b1 = decay.T @ y - self._l1 * self._h0
         self._b2 = drop.T @ y - self._l2 * self._h0
 
-    def _add_priors(self, grid: Grid, tables: Tables) -> None:
-        now_decay = np.maximum(tables.decay[:, -1:], 0.0)
-        now_drop = np.maximum(tables.drop[:, -1:], 0.0)
-        slope = grid.slopes / (1.0 + grid.slopes * now_decay)  # over the final loss the member expects
-        fall = grid.falls / (1.0 + grid.falls * now_drop)
-        p1, p2 = (grid.slope_width * slope) ** -2, (grid.fall_width * fall) ** -2
+    def _add_priors(self, priors: Priors) -> None:
+        slope, fall, p1, p2 = priors
         self._d1, self._h1 = self._a11[:, None] + p1, self._b1[:, None] + p1 * slope
         self._d2, self._h2 = self._a22[:, None] + p2, self._b2[:, None] + p2 * fall
         self._log1 = 0.5 * (self._h1**2 / self._d1 - np.log(self._d1 / p1) - p1 * slope**2)

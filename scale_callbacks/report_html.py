@@ -43,7 +43,8 @@ def report_html(summary: Summary) -> str:
     Returns:
         The page, some 150 kB whatever the run's length.
     """
-    chart_library, script = _asset("uPlot.iife.min.js"), _asset("report.js")
+    chart_library = _asset("uPlot.iife.min.js")
+    script = "(() => {\n" + _asset("charts.js") + _asset("report.js") + "})();\n"
     weights = {} if summary.forecast is None else summary.forecast.weights
     return _template().render(
         data=_json(report_data.charts(summary)),

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from scale_callbacks.forecast import Forecast, Status
 from scale_callbacks.forecaster import LossForecaster
+from scale_callbacks.prior import load_prior
 from scale_callbacks.schedule import Schedule
 
 T = 2000
@@ -263,3 +264,27 @@ def test_falls_at_epoch_borders_are_foreseen_when_they_are_told(epochs: int) -> 
     assert told.low < truth < told.high
     assert epochs == 2 or abs(told.value - truth) < abs(untold.value - truth)
     assert told.weights["epochs"] > 0.5
+
+
+def test_an_interval_is_wider_just_after_the_rate_falls_than_once_that_has_sunk_in() -> None:
+    schedule = Schedule.multi_step(1e-3, T, milestones=[1200], gamma=0.1)
+    widths = []
+    for step in (1205, 1500):
+        forecaster = LossForecaster(schedule)
+        forecaster.observe(STEPS[:step], losses(schedule, noise=0.002)[:step])
+        forecast = forecaster.forecast()
+        assert forecast is not None
+        widths.append(forecast.high - forecast.low)
+    assert widths[0] > 2.0 * widths[1]
+
+
+def test_what_is_stirred_by_a_fall_of_the_rate_widens_the_forecast() -> None:
+    schedule = Schedule.multi_step(1e-3, T, milestones=[1200], gamma=0.1)
+    widths = []
+    for stir in (0.0, 0.02):
+        forecaster = LossForecaster(schedule, prior=load_prior().with_(stir=(stir, 0.02)))
+        forecaster.observe(STEPS[:1230], losses(schedule, noise=0.002)[:1230])
+        forecast = forecaster.forecast()
+        assert forecast is not None
+        widths.append(forecast.high - forecast.low)
+    assert widths[1] > 1.05 * widths[0]

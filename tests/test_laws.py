@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scale_callbacks.laws.annealing import AnnealingArea
+from scale_callbacks.laws.annealing import AnnealingArea, stirred
 from scale_callbacks.laws.base import Term, plan_of
 from scale_callbacks.laws.multi_power import MultiPower
 from scale_callbacks.laws.power import PowerOfArea, PowerOfSteps, decay
@@ -13,7 +13,7 @@ TERMS: dict[str, Term] = {
     "area": PowerOfArea((-0.2, 0.0, 0.3, 1.0), (-0.015, 0.0, 0.012)),
     "steps": PowerOfSteps((0.0, 0.5)),
     "annealing": AnnealingArea((0.01, 0.1)),
-    "multi_power": MultiPower((50.0, 2000.0), ((0.3, 1.0), (0.5, 0.6)), 0.6),
+    "multi_power": MultiPower((50.0, 2000.0), ((0.3, 1.0), (0.5, 0.4)), 0.6),
 }
 PLANS = {
     "cosine": Schedule.cosine(3e-4, 10_000, warmup=200),
@@ -85,3 +85,25 @@ def test_the_multi_power_drop_is_the_sum_of_the_paper() -> None:
     lowered = 0.6 * (1.0 - (1.0 + 2000.0 * 0.4**-0.6 * since) ** -0.5)
     later = np.abs(plan.steps - 601.0) > 2.0
     np.testing.assert_allclose(feature[later], (lowered[-1] - lowered)[later], atol=2e-3)
+
+
+def test_a_high_rate_that_saturates_costs_less_to_begin_with_and_more_at_the_end() -> None:
+    plan = plan_of(PLANS["wsd"])
+    straight, bent = MultiPower((1e6,), ((0.0, 1.0), (0.0, 0.4)), 5.0)(plan).features
+    cooling = (plan.rate < 0.99) & (plan.time > 0.5)
+    assert np.all(bent[cooling] >= straight[cooling] - 1e-3)
+    half = int(np.argmin(np.abs(plan.rate - 0.5) + (plan.time < 0.5)))
+    rate = plan.rate[half]
+    assert bent[half] == pytest.approx(rate / (0.4 + 0.6 * rate), abs=0.03)
+
+
+def test_sudden_changes_of_the_rate_stir_more_than_slow_ones() -> None:
+    steps = np.arange(0, 1001)
+    sudden = stirred(plan_of(Schedule.from_points(steps, np.where(steps <= 500, 1.0, 0.0))), 0.02)
+    slow = stirred(
+        plan_of(Schedule.from_points(steps, np.interp(steps, [0, 300, 700, 1000], [1, 1, 0, 0]))), 0.02
+    )
+    assert sudden[-1] == pytest.approx(1.0, abs=0.02)
+    assert slow[-1] == pytest.approx(2 * 0.02 / 0.4, rel=0.15)  # the integral of 2 r^2 / m with r = m / 0.4
+    assert min(np.diff(sudden).min(), np.diff(slow).min()) > -1e-12
+    assert not stirred(plan_of(PLANS["constant"]), 0.02).any()

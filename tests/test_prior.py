@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -39,3 +40,15 @@ def test_widening_runs_between_its_table_entries() -> None:
     assert prior.widening(0.1, 1.0, {}) == pytest.approx(2.0)
     assert prior.widening(1.0, 0.0, {}) == pytest.approx(1.5)
     assert 1.0 < prior.widening(0.5, 0.5, {}) < 2.0
+
+
+def test_a_kind_widens_in_proportion_to_its_probability_early_and_late_apart() -> None:
+    prior = load_prior().with_(calibration=((0.0, 1.0, 1.0), (1.0, 1.0, 1.0)))
+    kinds = [
+        replace(r, widening=(4.0, 0.25) if r.name == "finetuning" else (1.0, 1.0)) for r in prior.regimes
+    ]
+    prior = prior.with_(regimes=tuple(kinds))
+    assert prior.widening(0.1, 0.0, {"finetuning": 1.0}) == pytest.approx(4.0)
+    assert prior.widening(0.9, 0.0, {"finetuning": 1.0}) == pytest.approx(0.25)
+    assert prior.widening(0.5, 0.0, {"finetuning": 1.0}) == pytest.approx(1.0)
+    assert prior.widening(0.1, 0.0, {"finetuning": 0.5, "pretraining": 0.5}) == pytest.approx(2.0)

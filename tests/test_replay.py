@@ -1,4 +1,8 @@
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +15,8 @@ from scale_callbacks.cli import app
 from scale_callbacks.logs import Log
 from scale_callbacks.logs.plan import parse_schedule, plan_of
 from scale_callbacks.replay import replay
+
+ROOT = Path(__file__).parents[1]
 
 
 def point_by_point(log, monitor):
@@ -209,3 +215,33 @@ def test_a_log_without_rates_asks_for_the_plan(tmp_path):
     told = run("replay", tmp_path / "run.csv")
     assert told.exit_code == 2
     assert "--schedule cosine:warmup=1%" in told.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form", ["csv", "jsonl"])
+def test_a_million_points_take_seconds_and_little_memory(tmp_path, form):
+    steps = np.arange(1, 1_000_001)
+    plan = Schedule.wsd(3e-4, 1_000_000, warmup=2000, cooldown=200_000)
+    losses = 2.0 + (steps / 1e6) ** -0.2 + np.random.default_rng(0).normal(0, 0.05, len(steps))
+    rows = zip(steps.tolist(), losses.tolist(), np.asarray(plan.lr(steps)).tolist(), strict=True)
+    with (tmp_path / "log").open("w") as file:
+        if form == "csv":
+            file.write("step,loss,lr\n")
+            file.writelines(f"{s},{v:.5f},{r:.6g}\n" for s, v, r in rows)
+        else:
+            file.writelines(f'{{"step": {s}, "loss": {v:.5f}, "lr": {r:.6g}}}\n' for s, v, r in rows)
+    command = [
+        sys.executable,
+        "-m",
+        "scale_callbacks.cli",
+        "replay",
+        tmp_path / "log",
+        "--out",
+        tmp_path / "out",
+    ]
+    replaying = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
+    _, status, used = os.wait4(replaying.pid, 0)
+    replaying.returncode = os.waitstatus_to_exitcode(status)
+    assert replaying.returncode == 0
+    assert used.ru_maxrss < 300_000  # kB
+    assert used.ru_utime < 10.0  # 4 to 5 on a machine that has nothing else to do

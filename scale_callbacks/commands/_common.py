@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,6 +29,12 @@ def fail(text: str, *, code: int = 2) -> NoReturn:
     line = " ".join(printable(text, 2000).split())
     Console(stderr=True).print(f"error: {line}", markup=False, highlight=False, soft_wrap=True)
     raise typer.Exit(code)
+
+
+def give_up_soon() -> None:
+    """Let MLflow ask a server that does not answer for some seconds, not for minutes."""
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from scale_callbacks.commands._common import (
     Metric,
     TrackingUri,
     forecast_table,
+    give_up_soon,
     one_line_errors,
     say,
 )
@@ -83,6 +84,7 @@ def replayed(source: str, progress: LateProgress, **options: Any) -> Summary:
     from scale_callbacks.saturation import SaturationRule
     from scale_callbacks.sinks import MemorySink
 
+    give_up_soon()
     reward = bool(options["reward"])
     log = read_log(
         source,
@@ -164,7 +166,7 @@ def _forecaster(log: Log, options: dict[str, Any]) -> tuple[Forecaster, str]:
             f"{log.label} has no learning rate: name its column with --lr, or give the plan, for instance "
             "--schedule cosine:warmup=1% or --schedule wsd:warmup=500,cooldown=20%"
         )
-    return LossForecaster(plan, level=level), guessed
+    return LossForecaster(plan, level=level, steps_per_epoch=log.steps_per_epoch), guessed
 
 
 def _horizon(log: Log, given: int | None, *, known: bool) -> int | None:

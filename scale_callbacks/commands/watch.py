@@ -11,7 +11,7 @@ from rich.console import Console, RenderableType
 from rich.live import Live
 from rich.text import Text
 
-from scale_callbacks.commands._common import Metric, TrackingUri, fail, one_line_errors, say
+from scale_callbacks.commands._common import Metric, TrackingUri, fail, give_up_soon, one_line_errors, say
 from scale_callbacks.sinks import sentence
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ def watch(
     from scale_callbacks.commands._runs import watched
 
     console = Console()
+    give_up_soon()
     with one_line_errors():
         followed = watched(run, tracking_uri, metric)
         if once:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from scale_callbacks.laws.base import Plan, Shapes, to_come
+from scale_callbacks.laws.base import Floats, Plan, Shapes, to_come
 
 
 class AnnealingArea:
@@ -28,3 +28,24 @@ class AnnealingArea:
         age = np.maximum(plan.time[None, :, None] - start, 0.0)
         sunk = -np.expm1(-age / memories[:, None, None]) @ (before - after)
         return Shapes("annealing", to_come(sunk), {"speed": 1.0 / memories})
+
+
+def stirred(plan: Plan, memory: float) -> Floats:
+    """How much the changes of the rate so far, up or down, have stirred the loss: sudden ones the most.
+
+    Falls of the rate sink in with one memory m, and what still has to, r(t), stirs in proportion to its
+    square: the integral of 2 r(t)^2 / m dt.
+
+    Args:
+        plan: the plan.
+        memory: m, share of the horizon.
+
+    Returns:
+        (plan points), never falling; 1 long after a sudden change by the peak rate, less after a slow one.
+    """
+    before, after, _, start = plan.falls.T
+    change = np.abs(before - after)
+    together = np.exp(-np.maximum(start[:, None] - start, 0.0) / memory) * (start[:, None] >= start)
+    size = change * (2.0 * together @ change - change)
+    age = np.maximum(plan.time[:, None] - start, 0.0)
+    return np.asarray(-np.expm1(-2.0 * age / memory) @ size, dtype=np.float64)

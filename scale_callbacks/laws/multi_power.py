@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import numpy as np
 
-from scale_callbacks.laws.base import Plan, Shapes, to_come
+from scale_callbacks.laws.base import Floats, Plan, Shapes, to_come
 
 
 class MultiPower:
-    """Members LD = Σk (f(η(k−1)) − f(η(k)))·(1 − (1 + C·ηk^-γ·Sk)^-β), with f(η) = η^κ; κ = 1 is the paper's.
+    """Members LD = Σk (f(η(k−1)) − f(η(k)))·(1 − (1 + C·ηk^-γ·Sk)^-β).
 
-    ηk is the rate over its peak and Sk the area since the fall over the plan's total.
+    ηk is the rate over its peak, Sk the area since the fall over the plan's total. f(η) = η / (κ + (1 − κ)·η)
+    has slope κ at the peak and 1/κ at zero: κ = 1 is the paper's, below it what a high rate costs saturates.
 
     Source: Luo et al. 2025, arXiv 2503.12811, equation 2.
 
     Args:
         speeds: values of C.
-        forms: (γ, κ) pairs.
+        forms: (γ, κ) pairs, κ in (0, 1].
         exponent: β.
     """
 
@@ -33,8 +34,13 @@ class MultiPower:
         level = np.maximum(after, 1e-3)
         since = np.maximum(plan.area[:, None] - middle, 0.0)
         drop = np.zeros((len(members), len(plan.area)))
-        for row, (speed, gamma, power) in zip(drop, members, strict=True):
+        for row, (speed, gamma, slope) in zip(drop, members, strict=True):
             paid = 1.0 - (1.0 + speed * since * level**-gamma) ** -self.exponent
-            row[:] = paid @ (before**power - after**power)
-        speeds, gammas, powers = np.array(members, dtype=np.float64).reshape(-1, 3).T
-        return Shapes("multi_power", to_come(drop), {"speed": speeds, "gamma": gammas, "power": powers})
+            row[:] = paid @ (_cost(before, slope) - _cost(after, slope))
+        speeds, gammas, slopes = np.array(members, dtype=np.float64).reshape(-1, 3).T
+        return Shapes("multi_power", to_come(drop), {"speed": speeds, "gamma": gammas, "slope": slopes})
+
+
+def _cost(rate: Floats, slope: float) -> Floats:
+    """What a rate costs: f of the class above."""
+    return np.asarray(rate / (slope + (1.0 - slope) * rate), dtype=np.float64)

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from scale_callbacks.logs.json_lines import JsonSource
-from scale_callbacks.logs.log import Floats, Log, Series, Source, aligned, tidy
+from scale_callbacks.logs.log import Floats, Log, Series, Source, aligned, epoch_length, tidy
 from scale_callbacks.logs.mlflow_run import PREFIX, MlflowRun
 from scale_callbacks.logs.names import LOSSES, REWARDS, choose, find_rate
 from scale_callbacks.logs.table import TableSource, Told, nobody
@@ -80,7 +80,8 @@ def read_log(
     name = choose(opened.label, opened.names, metric, REWARDS if reward else LOSSES, "--metric")
     rate = find_rate([other for other in opened.names if other != name], rate, opened.label)
     extras = [other for other in opened.names if reward and other.rsplit("/", 1)[-1] in EXTRAS]
-    read = opened.read(list(dict.fromkeys([name, *([rate] if rate else []), *extras])))
+    epochs = [other for other in opened.names if other.rsplit("/", 1)[-1] == "epoch" and other != name][:1]
+    read = opened.read(list(dict.fromkeys([name, *([rate] if rate else []), *extras, *epochs])))
     notes: Counter[str] = Counter()
     steps, values = tidy(*read[name], name, notes)
     if not np.isfinite(values).any():
@@ -99,6 +100,7 @@ def read_log(
         is_mean=opened.is_mean(name),
         planned=opened.planned,
         ended=opened.ended,
+        steps_per_epoch=epoch_length(read[epochs[0]]) if epochs else None,
         notes=dict(opened.notes + notes),
     )
 

@@ -15,6 +15,7 @@ Series = tuple[Floats, Floats]
 
 RESTARTS = 1000  # more steps back than these are no restarts, but a shuffled file
 FAR = 10.0  # times the length of a run beyond which its last few steps belong to another unit
+LAST = 2.0**53  # a step beyond is no whole number any more
 JUMP, SOME = 1000.0, 20  # the same of many steps: so much further after so many
 
 
@@ -62,6 +63,7 @@ class Log:
         is_mean: the values are means over the steps since the one before.
         planned: optimizer steps of the whole run, where the source knows.
         ended: whether the run is over, where the source knows.
+        steps_per_epoch: optimizer steps of an epoch, where epochs were logged.
         notes: what was left out or guessed, and how often.
     """
 
@@ -74,6 +76,7 @@ class Log:
     is_mean: bool = False
     planned: int | None = None
     ended: bool | None = None
+    steps_per_epoch: float | None = None
     notes: Mapping[str, int] = field(default_factory=dict)
 
     @property
@@ -93,8 +96,8 @@ def tidy(steps: Floats, values: Floats, name: str, notes: Counter[str]) -> Serie
     Raises:
         ValueError: no usable step, or steps that are no optimizer steps.
     """
-    usable = np.isfinite(steps) & (steps >= 0.0)
-    _count(notes, f"{name}: step missing or negative, left out", len(steps) - int(usable.sum()))
+    usable = (steps >= 0.0) & (steps <= LAST)  # false for NaN too
+    _count(notes, f"{name}: step missing, negative or too large, left out", len(steps) - int(usable.sum()))
     steps, values = steps[usable], values[usable]
     if len(steps) == 0:
         raise ValueError(f"{name} has no value with a step")
@@ -112,6 +115,21 @@ def aligned(at: Floats, series: Series) -> Floats:
     steps, values = series
     index = np.clip(np.searchsorted(steps, at), 0, len(steps) - 1)
     return np.where(steps[index] == at, values[index], np.nan)
+
+
+def epoch_length(series: Series) -> float | None:
+    """Optimizer steps of an epoch, from logged epochs: shares that grow, or whole numbers."""
+    known = np.isfinite(series[0]) & np.isfinite(series[1]) & (series[0] >= 0.0) & (series[1] >= 0.0)
+    steps, epochs = series[0][known], series[1][known]
+    if len(steps) < 2 or epochs[-1] <= 0.0 or np.any(np.diff(epochs) < 0.0):
+        return None
+    if np.any(epochs != np.floor(epochs)):
+        length = float(steps[-1] / epochs[-1])
+    else:
+        begun = float(epochs[-1] - epochs[0])
+        start = float(steps[int(np.argmax(epochs == epochs[-1]))])
+        length = start / begun if begun else 0.0
+    return length if length >= 1.0 else None
 
 
 def joined(parts: Sequence[Series]) -> Series:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -72,14 +71,12 @@ class MlflowRun:
 
 
 def client_of(tracking_uri: str | None) -> Any:
-    """A client that gives up soon where nobody answers.
+    """A client for the store.
 
     Raises:
         OSError: a local store that is not there; MLflow itself would make a new one.
         ValueError: no address MLflow knows.
     """
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
     import mlflow
     from mlflow.exceptions import MlflowException
 

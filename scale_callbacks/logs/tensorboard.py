@@ -16,6 +16,8 @@ from scale_callbacks.logs.names import listed
 from scale_callbacks.logs.table import Told, nobody
 
 PATTERN = "*tfevents*"
+READ = 1 << 20  # bytes read at once
+HEAD, TAIL = 12, 4  # bytes around an event: its length with a checksum, and a checksum
 LARGEST = 1 << 30  # bytes of one event; more is no length
 FLOAT, DOUBLE = 1, 2  # of TensorFlow's data types
 
@@ -79,14 +81,19 @@ class EventFiles:
                 )
             first = False
             for value in found.summary.value:
-                number = _scalar(value)
+                number = value.simple_value  # 0 where the value is another kind of thing
+                if number == 0.0 and not value.HasField("simple_value"):
+                    number = _of_tensor(value)
                 if number is None:
                     others[
                         value.WhichOneof("value") or value.metadata.plugin_data.plugin_name or "nothing"
                     ] += 1
                     continue
-                self._steps.setdefault(value.tag, array("d")).append(found.step)
-                self._values.setdefault(value.tag, array("d")).append(number)
+                tag = value.tag
+                if tag not in self._steps:
+                    self._steps[tag], self._values[tag] = array("d"), array("d")
+                self._steps[tag].append(found.step)
+                self._values[tag].append(number)
 
 
 def _files(path: Path) -> list[Path]:
@@ -106,35 +113,33 @@ def _files(path: Path) -> list[Path]:
 
 def _records(path: Path, notes: Counter[str], told: Told) -> Iterator[bytes]:
     """The events of a file as bytes, until its end or where it is cut off."""
-    size, done = max(path.stat().st_size, 1), 0
+    size, done, at, data = max(path.stat().st_size, 1), 0, 0, b""
+    length_at = struct.Struct("<Q").unpack_from
     with path.open("rb") as file:
-        while head := file.read(12):
-            length = struct.unpack("<Q", head[:8])[0] if len(head) == 12 else LARGEST
-            if not 0 < length < LARGEST:
-                if done == 0:
-                    raise ValueError(f"{path} is no TensorBoard event file")
-                notes["event file damaged or cut off, read up to there"] += 1
-                return
-            record = file.read(length + 4)
-            if len(record) < length + 4:
-                if done == 0:
-                    raise ValueError(
-                        f"{path} is no TensorBoard event file, or was cut off in its first event"
-                    )
-                notes["event file damaged or cut off, read up to there"] += 1
-                return
-            done += 16 + length
-            if done & 0x3FFF < 64:
-                told(done / size)
-            yield record[:length]
+        while True:
+            length = length_at(data, at)[0] if len(data) - at >= HEAD else 0
+            end = at + HEAD + length + TAIL
+            if len(data) - at >= HEAD and not 0 < length < LARGEST:
+                break
+            if len(data) - at < HEAD or end > len(data):
+                more = file.read(max(READ, end - len(data)))
+                if not more:
+                    break
+                data, at = data[at:] + more, 0
+                told((done + at) / size)
+                continue
+            yield data[at + HEAD : end - TAIL]
+            done += end - at
+            at = end
+    if done == 0:
+        raise ValueError(f"{path} is no TensorBoard event file, or was cut off in its first event")
+    if at < len(data):
+        notes["event file damaged or cut off, read up to there"] += 1
 
 
-def _scalar(value: Any) -> float | None:
-    """The number of a summary: a plain scalar, or TensorFlow 2's tensor of no dimension."""
-    kind = value.WhichOneof("value")
-    if kind == "simple_value":
-        return float(value.simple_value)
-    if kind != "tensor" or value.tensor.tensor_shape.dim:
+def _of_tensor(value: Any) -> float | None:
+    """The number of TensorFlow 2's tensor of no dimension; None for anything else."""
+    if value.WhichOneof("value") != "tensor" or value.tensor.tensor_shape.dim:
         return None
     tensor = value.tensor
     if tensor.dtype == FLOAT:

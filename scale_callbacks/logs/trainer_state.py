@@ -46,8 +46,8 @@ class TrainerState:
         self.ended = None if self.planned is None or done is None else done >= self.planned
         # The row at the end of the training sums it up: its "train_loss" is the mean over the whole run.
         keys = dict.fromkeys(key for row in self._rows if "train_runtime" not in row for key in row)
-        self.names: Sequence[str] = [key for key in keys if key not in ("step", "epoch")]
-        if not self.names:
+        self.names: Sequence[str] = [key for key in keys if key != "step"]
+        if not set(self.names) - {"epoch"}:
             raise ValueError(f"{path}: its log history is empty; was anything logged (logging_steps)?")
 
     def is_mean(self, name: str) -> bool:

@@ -1,9 +1,11 @@
 import json
 import logging
 import math
+import os
 import pickle
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,6 +13,7 @@ import torch
 from transformers import EarlyStoppingCallback, TrainerCallback, get_scheduler
 
 from scale_callbacks import LossForecaster, MemorySink, Schedule
+from scale_callbacks.integrations._hf_state import folder_just_saved
 from scale_callbacks.integrations.transformers import LossForecastCallback
 from tests.integrations.hf_runs import (
     QUIET,
@@ -198,6 +201,26 @@ def test_state_is_one_whole_json_file_for_each_callback(tmp_path: Path) -> None:
     content = json.loads((tmp_path / "checkpoint-30" / FILE).read_text())
     assert content["step"] == 30
     assert content["watch"]["monitor"]["last_step"] == 30
+
+
+def test_callbacks_that_watch_the_same_each_find_their_own_state(tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"save_strategy": "steps", "save_steps": 24, "max_steps": 48, "kind": InOrder}
+    whole = [LossForecastCallback(level=0.5), LossForecastCallback(level=0.9)]
+    trainer(tmp_path, *whole, **settings).train()
+    resumed = [LossForecastCallback(level=0.5), LossForecastCallback(level=0.9)]
+    trainer(tmp_path, *resumed, **settings).train(resume_from_checkpoint=str(tmp_path / "checkpoint-24"))
+    assert told(resumed[0]) == told(whole[0]) != told(whole[1]) == told(resumed[1])
+
+
+def test_trials_of_a_search_save_in_their_own_folders(tmp_path: Path) -> None:
+    for folder in ("run-0", "run-1"):
+        (tmp_path / folder / "checkpoint-5").mkdir(parents=True)
+        os.utime(tmp_path / folder / "checkpoint-5", (len(folder), int(folder[-1])))
+    args = SimpleNamespace(output_dir=str(tmp_path))
+    state = SimpleNamespace(global_step=5, is_hyper_param_search=True)
+    assert folder_just_saved(args, state) == tmp_path / "run-1" / "checkpoint-5"
+    state = SimpleNamespace(global_step=5, is_hyper_param_search=False)
+    assert folder_just_saved(args, state) is None
 
 
 @pytest.mark.slow

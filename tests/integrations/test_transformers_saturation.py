@@ -201,10 +201,41 @@ def test_evaluation_before_training_decides_nothing(tmp_path: Path) -> None:
     assert callback.forecast is None
 
 
-class Fails:
-    def __init__(self, names: tuple[str, ...] = ()) -> None:
-        self.names = names
+def test_values_may_be_tensors(tmp_path: Path) -> None:
+    class Tensors(Rewarded):
+        def metrics(self, step: int) -> dict[str, Any]:
+            return {name: torch.tensor(value) for name, value in super().metrics(step).items()}
 
+    callback, plain = SaturationStoppingCallback(), SaturationStoppingCallback()
+    assert fit(tmp_path, callback, kind=Tensors).state.global_step == fit(tmp_path, plain).state.global_step
+    assert callback.warnings == {}
+
+
+def test_falling_score_is_stopped_when_it_is_to_fall(tmp_path: Path) -> None:
+    class Falling(Rewarded):
+        def metrics(self, step: int) -> dict[str, Any]:
+            return {"score": -super().metrics(step)["reward"]}
+
+    down = SaturationStoppingCallback("score", direction="min")
+    fit(tmp_path, down, kind=Falling)
+    assert down.stopping_reason is Reason.SATURATED
+    up = SaturationStoppingCallback("score")  # to this one it has collapsed
+    fit(tmp_path, up, kind=Falling, max_steps=100)
+    assert up.stopping_reason is not Reason.SATURATED
+
+
+def test_first_of_two_callbacks_that_wants_to_stop_is_heard(tmp_path: Path) -> None:
+    first = SaturationStoppingCallback()
+    other = SaturationStoppingCallback(rule=SaturationRule(stop_on=()))
+    run = fit(tmp_path, other, first, save_strategy="steps", save_steps=1000)
+    assert first.stopped_step == run.state.global_step < 300
+    assert other.stopping_reason is None
+    names = sorted(path.name for path in (tmp_path / f"checkpoint-{first.stopped_step}").glob("scale_*"))
+    kind = "scale_callbacks.SaturationStoppingCallback.reward"
+    assert names == [f"{kind}.2.json", f"{kind}.json"]
+
+
+class Fails:
     def write(self, record: Any, summary: Any) -> None:
         raise OSError("disk full")
 
@@ -235,11 +266,12 @@ def test_rewards_that_are_none_or_missing_are_passed_over(tmp_path: Path) -> Non
             if step % 3 == 0:
                 return {}
             row = super().metrics(step)
-            return row | {"reward": None, "frac_reward_zero_std": None} if step % 3 == 1 else row
+            odd = {"reward": None if step % 2 else "n/a", "frac_reward_zero_std": None, "kl": "n/a"}
+            return row | odd if step % 3 == 1 else row
 
     callback = SaturationStoppingCallback(sinks=[sink := MemorySink()])
     run = fit(tmp_path, callback, kind=Patchy)
-    assert callback.warnings == {"reward was None and left out": -(-run.state.global_step // 3)}
+    assert callback.warnings == {"reward was no number and left out": -(-run.state.global_step // 3)}
     assert sink.records[-1].forecast is not None
     assert callback.stopping_reason is Reason.SATURATED
 

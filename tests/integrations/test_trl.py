@@ -1,3 +1,4 @@
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +111,29 @@ def test_grpo_run_is_stopped_and_saved(tmp_path: Path) -> None:
     assert run.state.global_step == callback.stopped_step == 5
     assert (tmp_path / "checkpoint-5" / "scale_callbacks.SaturationStoppingCallback.reward.json").is_file()
     assert rows(run, "stop_reason")[0]["stop_reason"] == "saturated: told to"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    int(version("trl").split(".")[0]) < 1, reason="older versions have other trainers under these names"
+)
+@pytest.mark.parametrize(
+    ("make", "metric", "signals"),
+    [
+        (trl_runs.rloo, "reward", {"reward_std", "frac_reward_zero_std", "clipped_ratio"}),
+        (trl_runs.online_dpo, "objective/scores", {"kl", "entropy"}),
+    ],
+)
+def test_rewards_of_other_trainers_are_found(
+    tmp_path: Path, make: Any, metric: str, signals: set[str]
+) -> None:
+    callback = SaturationStoppingCallback()
+    run = make(tmp_path, callback, max_steps=4)
+    run.train()
+    assert forecaster(callback).curve.n == 4
+    assert forecaster(callback).curve.last_value == rows(run, metric)[-1][metric]
+    assert signals <= set(forecaster(callback).extra)
+    assert callback.warnings == {}
 
 
 @pytest.mark.parametrize("make", [trl_runs.sft, trl_runs.dpo])

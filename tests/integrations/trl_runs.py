@@ -124,3 +124,32 @@ def dpo(folder: Path, *callbacks: TrainerCallback, **wanted: Any) -> Any:
         processing_class=tokenizer(),
         callbacks=list(callbacks),
     )
+
+
+def rloo(folder: Path, *callbacks: TrainerCallback, **wanted: Any) -> Any:
+    from trl import RLOOConfig, RLOOTrainer
+
+    sizes = {"num_generations": 4, "max_completion_length": 4, "beta": 0.0, "learning_rate": 1e-2}
+    return RLOOTrainer(
+        model=model(),
+        reward_funcs=letters,
+        args=settings(RLOOConfig, folder, **{**sizes, **wanted}),
+        train_dataset=prompts(),
+        processing_class=tokenizer(),
+        callbacks=list(callbacks),
+    )
+
+
+def online_dpo(folder: Path, *callbacks: TrainerCallback, **wanted: Any) -> Any:
+    from trl.experimental.online_dpo import OnlineDPOConfig, OnlineDPOTrainer
+
+    sizes = {"max_new_tokens": 4, "max_length": 32, "learning_rate": 1e-2}
+    return OnlineDPOTrainer(
+        model=model(),
+        ref_model=model(),
+        reward_funcs=letters,
+        args=settings(OnlineDPOConfig, folder, **{**sizes, **wanted}),
+        train_dataset=prompts(),
+        processing_class=tokenizer(),
+        callbacks=list(callbacks),
+    )
