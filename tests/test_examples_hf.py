@@ -162,6 +162,23 @@ def bench():
     return grpo_table
 
 
+def test_streams_are_those_of_fifteen_whole_runs(bench):
+    streams = bench.read_bundle()
+    assert set(streams) == {f"{reward}-{seed}" for reward in bench.REWARDS for seed in range(5)}
+    for stream in streams.values():
+        assert len(stream["reward"]) == 400
+        assert 0.0 <= stream["reward"].min() < stream["reward"].max() <= 1.0
+
+
+def test_no_recorded_run_is_stopped_while_a_tenth_of_its_gain_is_still_to_come(bench):
+    for name in ("smooth-1", "s-shaped-2", "zero-one-4"):  # the narrowest of each reward
+        stream = bench.read_bundle()[name]
+        bridged = bench.row(name, bench.without_outages(name, stream), *bench.replay(stream))
+        assert bridged.share > 0.9
+        assert bridged.saved > 0.3
+        assert bridged.reason.startswith("saturated")
+
+
 def test_row_of_a_stop_is_judged_by_the_whole_run(bench):
     stream = {"reward": 1 - np.exp(-np.arange(400) / 50)}
     early, late, none = (bench.row("run", stream, stop, "") for stop in (100, 200, 400))
