@@ -23,6 +23,8 @@ check: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/bandit --quiet --configfile pyproject.toml --recursive scale_callbacks integrations examples
+	$(BIN)/python .ci/audit.py
 
 bench: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python tests/bench/run.py

@@ -11,6 +11,7 @@ from typing import Any
 from transformers import TrainerCallback
 
 from scale_callbacks import __version__
+from scale_callbacks._text import fault_text
 from scale_callbacks.forecast import Forecast
 from scale_callbacks.integrations import _hf_state, _plan, trl
 from scale_callbacks.integrations._hf_show import Outlets, mlflow_sink
@@ -159,7 +160,7 @@ class WatchingCallback(TrainerCallback):
         """Count a fault; log its first occurrence."""
         self._faults[what] += 1
         if self._faults[what] == 1:
-            tail = "" if fault is None else f": {type(fault).__name__}: {fault}"
+            tail = "" if fault is None else f": {fault_text(fault)}"
             _log.warning(
                 "%s: %s%s (further ones are counted, training goes on)", type(self).__name__, what, tail
             )

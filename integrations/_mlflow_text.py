@@ -5,23 +5,11 @@ from __future__ import annotations
 import os
 import re
 
+from scale_callbacks._text import fault_text, without_secrets
+
+__all__ = ["fault_text", "file_label", "is_local", "mlflow_key", "public_address", "without_secrets"]
+
 LOCAL = ("sqlite:", "file:")  # schemes of addresses without a server
-
-
-def fault_text(fault: Exception) -> str:
-    """Say what went wrong in one line that is fit for a log."""
-    return f"{type(fault).__name__}: {without_secrets(str(fault)).partition(chr(10))[0][:300]}"
-
-
-def without_secrets(text: str) -> str:
-    """Leave user names and passwords out of addresses, and tokens out of their queries.
-
-    >>> without_secrets("no answer from https://ann:pa@ss@host:5000/api?token=x&a=1")
-    'no answer from https://***@host:5000/api?token=***&a=1'
-    """
-    text = re.sub(r"(?<=://)\S*@", "***@", text)
-    named = r"((?:token|password|secret|key|signature)[^=\s&]*=)[^&\s'\")]+"
-    return re.sub(named, r"\1***", text, flags=re.IGNORECASE)
 
 
 def is_local(uri: str) -> bool:

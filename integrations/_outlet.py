@@ -7,6 +7,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 
+from scale_callbacks._text import fault_text
 from scale_callbacks.integrations import _trainer
 from scale_callbacks.monitor import Monitor
 from scale_callbacks.schedule import Schedule
@@ -27,7 +28,7 @@ class Notes:
         """Count a fault; log its first occurrence (logging, since a warning may be turned into an error)."""
         self.counts[what] += times
         if self.counts[what] == times:
-            tail = "" if fault is None else f": {type(fault).__name__}: {fault}"
+            tail = "" if fault is None else f": {fault_text(fault)}"
             _log.warning("LossForecast: %s%s (further ones are counted, training goes on)", what, tail)
 
 

@@ -7,18 +7,20 @@ import math
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import compress
+from itertools import compress, pairwise
 from typing import Any, SupportsFloat, TypeAlias, cast
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from scale_callbacks._state import finite, natural, reading
 from scale_callbacks._stream import BLANK, SETTLED, Stream, advance, as_stream, fold
 
 Floats: TypeAlias = NDArray[np.float64]
 
 LARGEST = 1e100  # beyond it sums of squares overflow: counted as non-finite
 _GROWTH = 1.5  # bin edges are horizon * (i / bins) ** 1.5: finer where the curve bends
+_MOST_BINS = 2**16  # in a state that is to be believed
 _RING = 1024  # raw observations kept for exact rewinds
 _MANY = 64  # observations in one call from which on they are folded in bin by bin
 
@@ -177,16 +179,31 @@ class Curve:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over a state made by `state_dict`; the curve then goes on exactly as the saved one would."""
-        self._robust, self._edge = bool(state["robust"]), float(state["edge"])
-        self._size = int(state["bins"])
-        rows, starts = state["rows"], state["starts"]
-        self._rows = [[float(v) for v in rows.get(str(i), [0.0] * 5)] for i in range(self._size)]
-        self._starts = [as_stream(starts[str(i)]) if str(i) in starts else None for i in range(self._size)]
-        self._stream = as_stream(state["stream"])
-        self._ring = deque(((float(s), float(v)) for s, v in state["ring"]), maxlen=_RING)
-        self._first = float(state["first"])
-        self.nonfinite, self.rewinds = int(state["nonfinite"]), int(state["rewinds"])
+        """Take over a state made by `state_dict`; the curve then goes on exactly as the saved one would.
+
+        Raises:
+            ValueError: the state is damaged; the curve is then as it was before.
+        """
+        with reading("the state of a curve"):
+            size, edge = natural(state["bins"]), finite([state["edge"]])[0]
+            if not (8 <= size <= _MOST_BINS and size % 2 == 0 and edge >= 1.0):
+                raise ValueError(f"{size} bins up to step {edge}")
+            rows, starts = [[0.0] * 5 for _ in range(size)], cast(list[Stream | None], [None] * size)
+            for i, row in state["rows"].items():
+                rows[natural(int(i))] = _checked_row(row, edge)
+            for i, start in state["starts"].items():
+                starts[natural(int(i))] = as_stream(finite(start, len(BLANK)))
+            stream = as_stream(finite(state["stream"], len(BLANK)))
+            ring = [(step, value) for step, value in (finite(pair, 2) for pair in state["ring"])]
+            if sum(row[0] for row in rows) != stream[0] or len(ring) > stream[0]:
+                raise ValueError("the bins do not hold what was counted")
+            if any(a[0] >= b[0] for a, b in pairwise(ring)) or (ring and ring[-1][0] > stream[1]):
+                raise ValueError("the latest observations are not in order")
+            first, nonfinite = finite([state["first"]])[0], natural(state["nonfinite"])
+            rewinds, robust = natural(state["rewinds"]), bool(state["robust"])
+        self._robust, self._edge, self._size, self._rows, self._starts = robust, edge, size, rows, starts
+        self._stream, self._ring, self._first = stream, deque(ring, maxlen=_RING), first
+        self.nonfinite, self.rewinds = nonfinite, rewinds
 
     def _bin(self, step: float) -> int:
         index = int(self._size * (step / self._edge) ** (1.0 / _GROWTH))
@@ -294,6 +311,13 @@ def check_steps(steps: list[float]) -> None:
                 "sort them, or observe a restart from a checkpoint in a call of its own"
             )
         previous = step
+
+
+def _checked_row(row: Any, edge: float) -> list[float]:
+    count, step, value, squares, robust = finite(row, 5)
+    if natural(count) < 1 or squares < 0.0 or not 0.0 <= step <= edge:
+        raise ValueError(f"a bin with {count} observations about step {step}")
+    return [count, step, value, squares, robust]
 
 
 def _has_length(values: object) -> bool:

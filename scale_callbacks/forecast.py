@@ -10,7 +10,10 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from scale_callbacks._state import finite
+
 Floats = NDArray[np.float64]
+_PATHS = ("path_steps", "path_value", "path_low", "path_high")
 PATH = 64  # most points a path is stored on
 
 
@@ -71,5 +74,8 @@ class Forecast:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Self:
         """Rebuild a forecast from `to_dict`."""
-        paths = {name: tuple(value) for name, value in data.items() if name.startswith("path_")}
+        paths = {name: tuple(finite(data[name])) for name in _PATHS}
+        if len({len(path) for path in paths.values()}) > 1:
+            raise ValueError("the paths of a forecast are not equally long")
+        finite([data["value"], data["low"], data["high"], data["level"]])
         return cls(**{**data, **paths, "status": Status(data["status"]), "weights": dict(data["weights"])})

@@ -9,6 +9,7 @@ from typing import Any, SupportsFloat
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from scale_callbacks._state import reading
 from scale_callbacks.bank import LawBank, Lesson
 from scale_callbacks.curve import Bins, Curve, as_floats
 from scale_callbacks.evidence import LAST, Units, usable
@@ -144,9 +145,16 @@ class LossForecaster:
         return {"version": 1, "curve": self.curve.state_dict(), "train": self.train.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a saved state; forecasts are then bit for bit those of the saved forecaster."""
-        self.curve.load_state_dict(state["curve"])
-        self.train.load_state_dict(state["train"])
+        """Go on from a saved state; forecasts are then bit for bit those of the saved forecaster.
+
+        Raises:
+            ValueError: the state is damaged; the forecaster is then as it was before.
+        """
+        curve, train = Curve(1), Curve(1)
+        with reading("the state of a loss forecaster"):
+            curve.load_state_dict(state["curve"])
+            train.load_state_dict(state["train"])
+        self.curve, self.train = curve, train
 
     def _evidence(self, curve: Curve, bins: Bins | None = None) -> tuple[Evidence, Units]:
         """The part of a curve (its bins may be at hand) that the laws must explain, and its units."""

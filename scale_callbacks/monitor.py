@@ -9,6 +9,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from scale_callbacks._state import check_seal, finite, natural, reading, sealed
+from scale_callbacks._text import fault_text
 from scale_callbacks.curve import Curve
 from scale_callbacks.delivery import Delivery
 from scale_callbacks.deviation import Deviation, Expectation, deviation, frozen
@@ -192,7 +194,7 @@ class Monitor:
     def state_dict(self) -> dict[str, Any]:
         """Everything that a resumed run needs, as plain JSON-able data."""
         self._hear_of_sinks()
-        return {
+        state = {
             "version": STATE_VERSION,
             "forecaster": self.forecaster.state_dict(),
             "forecast": None if self.forecast is None else self.forecast.to_dict(),
@@ -205,30 +207,38 @@ class Monitor:
             "observed": self._observed,
             "faults": dict(self._faults),
         }
+        return sealed(state)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue where `state_dict` was taken.
 
         Raises:
-            ValueError: the state was written by a newer version of this package.
+            ValueError: the state is damaged, or was written by a newer version of this package; the monitor
+                is then as it was before.
         """
-        if state["version"] > STATE_VERSION:
+        with reading("the state of a monitor"):
+            version = natural(state["version"])
+        if version > STATE_VERSION:
             raise ValueError(
-                f"monitor state has version {state['version']}, this package reads up to {STATE_VERSION}: "
+                f"monitor state has version {version}, this package reads up to {STATE_VERSION}: "
                 "update scale-callbacks"
             )
-        self.forecaster.load_state_dict(state["forecaster"])
-        self.forecast = None if state["forecast"] is None else Forecast.from_dict(state["forecast"])
-        self.decision = Decision.from_dict(state["decision"])
-        away = state.get("deviation")
-        self.deviation = None if away is None else Deviation.from_dict(away)
-        self.history = [ForecastPoint(*point) for point in state["history"]]
-        self._expected = [Expectation.from_list(data) for data in state.get("expected", ())]
-        self._fired = [int(step) for step in state["fired"]]
-        self._last_step = int(state["last_step"])
-        self._observed = bool(state["observed"])
-        self._faults = Counter(state["faults"])
-        self._next_due = self._due_after(self._fired[-1] if self._fired else 0)
+        with reading("the state of a monitor"):
+            check_seal(state)
+            forecast = None if state["forecast"] is None else Forecast.from_dict(state["forecast"])
+            away = state.get("deviation")
+            deviation = None if away is None else Deviation.from_dict(away)
+            history = [_point(*point) for point in state["history"]]
+            expected = [Expectation.from_list(data) for data in state.get("expected", ())]
+            fired = [natural(step) for step in state["fired"]]
+            last, observed = int(finite([state["last_step"]])[0]), bool(state["observed"])
+            faults = Counter({str(what): natural(count) for what, count in state["faults"].items()})
+            decision = Decision.from_dict(state["decision"])
+            self.forecaster.load_state_dict(state["forecaster"])
+        self.forecast, self.decision, self.deviation, self.history = forecast, decision, deviation, history
+        self._expected, self._fired, self._last_step, self._observed = expected, fired, last, observed
+        self._faults = faults
+        self._next_due = self._due_after(fired[-1] if fired else 0)
 
     def _rewind(self, step: float) -> None:
         self._fired = [fired for fired in self._fired if fired < step]
@@ -311,10 +321,15 @@ class Monitor:
             self._note(what, fault)
 
     def _note(self, what: str, fault: BaseException) -> None:
-        self._count(what, f"{type(fault).__name__}: {fault}")
+        self._count(what, fault_text(fault))
 
     def _count(self, what: str, detail: str) -> None:
         """Count what went wrong; log its first time (logging, since a warning may become an error)."""
         self._faults[what] += 1
         if self._faults[what] == 1:
             _log.warning("%s: %s (further ones are counted, training goes on)", what, detail)
+
+
+def _point(step: Any, value: Any, low: Any, high: Any, status: Any) -> ForecastPoint:
+    middle, bottom, top = finite([value, low, high])
+    return ForecastPoint(natural(step), middle, bottom, top, str(status))

@@ -9,6 +9,7 @@ from typing import Any, Literal, SupportsFloat
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from scale_callbacks._state import reading
 from scale_callbacks.curve import Curve, as_floats
 from scale_callbacks.forecast import Forecast, Status
 from scale_callbacks.mixture import quantiles
@@ -198,13 +199,18 @@ class RewardForecaster:
         return {"version": 1, "curve": self.curve.state_dict(), "extra": extra}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a saved state; forecasts are then bit for bit those of the saved forecaster."""
-        self.curve.load_state_dict(state["curve"])
-        self.extra = {}
-        for name, saved in state["extra"].items():
-            self.extra[name] = Curve(self._planned(self._horizon), bins=BINS, robust=False)
-            self.extra[name].load_state_dict(saved)
-        self._cache = None
+        """Go on from a saved state; forecasts are then bit for bit those of the saved forecaster.
+
+        Raises:
+            ValueError: the state is damaged; the forecaster is then as it was before.
+        """
+        curve = Curve(1)
+        with reading("the state of a reward forecaster"):
+            curve.load_state_dict(state["curve"])
+            extra = {str(name): Curve(1) for name in state["extra"]}
+            for name, saved in extra.items():
+                saved.load_state_dict(state["extra"][name])
+        self.curve, self.extra, self._cache = curve, extra, None
 
     def _planned(self, horizon: int | None) -> int:
         return UNKNOWN if horizon is None else int(horizon)

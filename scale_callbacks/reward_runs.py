@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from scale_callbacks.runs import inside
 from scale_callbacks.schedule import Schedule
 from scale_callbacks.simulate import Simulated
 
@@ -98,7 +99,7 @@ def read_reward_runs(path: str | Path) -> list[RewardRun]:
     """
     path = Path(path)
     if path.suffix == ".npz":
-        with np.load(path) as bundle:
+        with np.load(path, allow_pickle=False) as bundle:
             metas = json.loads(str(bundle["meta"]))
             return [
                 _run(meta, dict(zip(meta["columns"], bundle[str(i)], strict=True)))
@@ -108,7 +109,7 @@ def read_reward_runs(path: str | Path) -> list[RewardRun]:
     if not index.is_file():
         raise FileNotFoundError(f"{path} holds no runs.jsonl")
     metas = [json.loads(line) for line in index.read_text(encoding="utf-8").splitlines() if line.strip()]
-    return [_run(meta, _columns(path / f"{meta['run']}.csv")) for meta in metas]
+    return [_run(meta, _columns(inside(path, f"{meta['run']}.csv"))) for meta in metas]
 
 
 def _run(meta: Mapping[str, Any], columns: Mapping[str, Floats]) -> RewardRun:

@@ -103,19 +103,27 @@ def final_loss(steps: Floats, losses: Floats, horizon: float) -> float:
     return float(losses[last].mean()) if last.any() else float(losses[-1])
 
 
+def inside(folder: Path, name: str) -> Path:
+    """A file that a list of runs names, refused where its name leads out of the list's folder."""
+    path = folder / name
+    if not path.resolve().is_relative_to(folder.resolve()):
+        raise ValueError(f"{name!r} leads out of {folder}: name runs by their place below it")
+    return path
+
+
 def _read_run(folder: Path, meta: Mapping[str, Any]) -> Run:
     name = str(meta["run"])
-    steps, rates, losses = _read_csv(folder / f"{name}.csv")
+    steps, rates, losses = _read_csv(inside(folder, f"{name}.csv"))
     validation = None
     if meta.get("target") == "val":
-        at, _, values = _read_csv(folder / f"{name}.val.csv")
+        at, _, values = _read_csv(inside(folder, f"{name}.val.csv"))
         validation = at, values
     return _run(meta, folder.name, Schedule.from_points(steps, rates), (steps, losses), validation)
 
 
 def _read_bundle(path: Path) -> list[Run]:
     """Read an `.npz`: "meta" holds what `runs.jsonl` would, "<i>.plan", ".train" and ".val" the curves."""
-    with np.load(path) as bundle:
+    with np.load(path, allow_pickle=False) as bundle:
         if "meta" not in bundle:
             raise ValueError(f"{path} is no bundle of runs: it holds {', '.join(bundle.files)}")
         runs = []

@@ -113,3 +113,58 @@ def _with(trouble: str, steps: np.ndarray, values: np.ndarray, rng: np.random.Ge
     else:  # the same step logged twice
         steps, values = np.insert(steps, at, steps[at]), np.insert(values, at, values[at])
     return steps, values
+
+
+NONSENSE = (
+    None,
+    True,
+    -1,
+    0,
+    1,
+    2**63,
+    10**400,
+    0.5,
+    -1e300,
+    1e300,
+    float("nan"),
+    float("inf"),
+    "",
+    "nan",
+    "x",
+    [],
+    {},
+)
+
+
+@st.composite
+def damages(draw: st.DrawFn):
+    """Damage to a state: some parts left out, replaced by nonsense, nudged, doubled or cut short."""
+    seeds = draw(st.lists(st.integers(0, 2**32 - 1), min_size=1, max_size=3))
+
+    def damage(state):
+        for seed in seeds:
+            state = _damaged(state, np.random.default_rng(seed))
+        return state
+
+    return damage
+
+
+def _damaged(value, rng: np.random.Generator):
+    """Walk down a random path, and spoil what is at its end."""
+    inner = isinstance(value, dict | list) and len(value) > 0
+    if inner and rng.random() < 0.85:
+        name = rng.choice(sorted(value)) if isinstance(value, dict) else int(rng.integers(len(value)))
+        name = str(name) if isinstance(value, dict) else name
+        kind = rng.random()
+        if kind < 0.1:
+            del value[name]
+        elif kind < 0.15 and isinstance(value, list):
+            value.insert(name, value[name])
+        elif kind < 0.2 and isinstance(value, list):
+            del value[name:]
+        else:
+            value[name] = _damaged(value[name], rng)
+        return value
+    if isinstance(value, int | float) and abs(value) < 1e300 and rng.random() < 0.5:
+        return value * float(rng.choice([-1.0, 0.999, 2.0, 1e6])) + float(rng.choice([0.0, 1.0]))
+    return NONSENSE[int(rng.integers(len(NONSENSE)))]

@@ -107,7 +107,7 @@ def test_a_restart_from_before_the_break_forgets_it():
 
 def test_a_state_of_version_1_has_no_expectations_yet_and_goes_on():
     state = watch(lossy()[:300]).state_dict()
-    for name in ("expected", "deviation"):
+    for name in ("expected", "deviation", "seal"):
         del state[name]
     monitor = Monitor(LossForecaster(PLAN))
     monitor.load_state_dict({**state, "version": 1})
