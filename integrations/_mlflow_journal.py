@@ -22,7 +22,7 @@ import secrets
 import threading
 import weakref
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
@@ -102,7 +102,7 @@ class Journal:
             self._n += 1
             if self._file is None:
                 self._open()
-            self._write({"n": self._n, "entry": asdict(entry)})
+            self._write({"n": self._n, "entry": vars(entry)})
             return self._n
 
     def say(self, **head: Any) -> None:

@@ -73,6 +73,7 @@ class TrackingServer:
         command += ["--artifacts-destination", str(folder / "artifacts")]
         environ = {k: v for k, v in os.environ.items() if not k.startswith("MLFLOW_") or "TELEMETRY" in k}
         environ |= {"MLFLOW_AUTH_CONFIG_PATH": str(settings), "MLFLOW_FLASK_SERVER_SECRET_KEY": "for tests"}
+        environ |= {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}  # seven more processes
         with open(folder / "server.log", "w") as log:
             self.process = subprocess.Popen(
                 command, stdout=log, stderr=log, start_new_session=True, cwd=folder, env=environ

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import threading
 import time
 
 import pytest
@@ -137,6 +138,27 @@ def test_a_disk_that_fills_up_is_survived_and_used_again(store, experiment, jour
     assert [p.step for p in points] == [point.step for point in monitor.history]
     assert caplog.text.count("the journal was not written") == 1
     assert list(journals.iterdir()) == []
+
+
+def test_a_disk_that_hangs_holds_nobody_up(store, experiment, journals, monkeypatch, caplog):
+    released = threading.Event()
+    real = _mlflow_journal.Journal._write
+
+    def write(self, line):
+        if line.get("n", 0) >= 5:
+            released.wait(60)
+        real(self, line)
+
+    monkeypatch.setattr(_mlflow_journal.Journal, "_write", write)
+    monkeypatch.setattr("scale_callbacks.integrations._mlflow_outbox.STUCK", 0.1)
+    run_id = store.create_run(experiment[1]).info.run_id
+    sink = MlflowSink(store, run_id)
+    longest, steps = train(sink)
+    assert longest < 1.0
+    assert [p.step for p in store.get_metric_history(run_id, "forecast/final")] == steps
+    assert sink.dropped == 0
+    assert caplog.text.count("the journal's disk hangs") == 1
+    released.set()
 
 
 def test_journals_can_be_switched_off(store, experiment, tmp_path, monkeypatch):

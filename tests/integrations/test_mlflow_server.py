@@ -201,6 +201,8 @@ def test_sync_without_the_password_says_so(server, environ, gate, journals, monk
     done = sync(path)
     assert done.exit_code == 0, done.output
     assert server.password not in done.output
+    monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", server.user)
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", server.password)
     assert_whole(server, environ, training.steps())
 
 

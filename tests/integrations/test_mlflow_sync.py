@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -218,4 +217,4 @@ def test_a_journal_that_cannot_be_removed_is_marked(store, run_id, journals, mon
 def test_a_journal_is_plain_data(journals):
     path = write_journal(journals, {"run_id": "r"}, entries(1))
     lines = [json.loads(line) for line in path.read_text().splitlines()]
-    assert lines == [{"head": {"run_id": "r"}}, {"n": 1, "entry": asdict(entries(1)[0])}]
+    assert lines == [{"head": {"run_id": "r"}}, {"n": 1, "entry": vars(entries(1)[0])}]
