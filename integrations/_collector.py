@@ -56,7 +56,11 @@ class Collector:
 
     def totals(self, *, together: bool) -> list[list[float]]:
         """What the windows hold, of all ranks where these are asked together, else of this one."""
-        own = self._window.totals()
+        own = torch.zeros(3)
+        try:
+            own = self._window.totals()
+        except Exception as fault:  # the others wait for us
+            self._fail(fault)
         return self._ranks.gather(own) if together else [own.tolist()]
 
     def restore(self, saved: Sequence[Sequence[float]]) -> None:

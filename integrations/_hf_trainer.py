@@ -14,7 +14,7 @@ from scale_callbacks.schedule import Schedule
 
 _log = logging.getLogger("scale_callbacks")
 
-DEEP = 60  # calls that may lie between the trainer and a callback
+DEEP = 30  # calls that may lie between the trainer and a callback
 
 
 @dataclass(frozen=True)
@@ -47,14 +47,20 @@ def surroundings(callback: object) -> Surroundings:
         if frame is None:
             break
         known = frame.f_locals
-        listeners = getattr(known.get("self"), "callbacks", None)
-        if not callbacks and isinstance(listeners, list) and any(c is callback for c in listeners):
-            callbacks = listeners
+        callbacks = callbacks or _listeners(known.get("self"), callback)
         if callbacks and "resume_from_checkpoint" in known:
             folder = known["resume_from_checkpoint"]
             return Surroundings(callbacks, Path(folder) if isinstance(folder, str | Path) else None)
         frame = frame.f_back
     return Surroundings(callbacks)
+
+
+def _listeners(owner: Any, callback: object) -> Sequence[Any]:
+    try:
+        listeners = owner.callbacks
+        return listeners if isinstance(listeners, list) and any(c is callback for c in listeners) else ()
+    except Exception:  # whatever a property of somebody's class may raise
+        return ()
 
 
 def plan_of(optimizer: Any, scheduler: Any, horizon: int, step: int) -> Schedule:

@@ -37,11 +37,16 @@ DEPARTED = 0.01  # of the peak rate: a rate that far from the plan was set by so
 class Planner:
     """Reads a run's plan off its trainer.
 
+    Made by all ranks together, which then go by the length of rank 0's data; nothing later waits for a rank.
+
     Args:
         trainer: the trainer, its data and optimizers set up.
         horizon: optimizer steps of the whole run, where the user has told.
         schedule: the plan, where the user has told.
         state: what `state` gave before a restart.
+
+    Attributes:
+        epoch_steps: optimizer steps of an epoch, infinite where the length of the data is unknown.
     """
 
     def __init__(
@@ -54,10 +59,11 @@ class Planner:
     ) -> None:
         self._trainer = trainer
         self._horizon, self._schedule = horizon, schedule
-        self._epoch_steps = _trainer.steps_per_epoch(trainer)
+        self._batches = _trainer.batches_per_epoch(trainer)
+        self.epoch_steps = _trainer.steps_per_epoch(trainer, self._batches)
         saved = state or {}
         before = saved.get("epoch_steps")
-        self._other_epochs = before not in (None, self._epoch_steps) and trainer.global_step > 0
+        self._other_epochs = before not in (None, self.epoch_steps) and trainer.global_step > 0
         self._pace = Pace(*saved["pace"]) if saved.get("pace") else None
         self._quiet = not trainer.is_global_zero
 
@@ -71,7 +77,7 @@ class Planner:
             return self._schedule
         per_batch, per_update, _ = self._pace or (None, None, False)
         horizon = self._horizon or _trainer.horizon_of(
-            self._trainer, pace=per_batch, other_epochs=self._other_epochs
+            self._trainer, self._batches, pace=per_batch, other_epochs=self._other_epochs
         )
         if not horizon:
             raise ValueError(UNKNOWN_LENGTH)
@@ -79,7 +85,7 @@ class Planner:
             if self._quiet:  # what is to be said was said, or another rank says it
                 warnings.simplefilter("ignore")
             rare = math.inf if per_update == 0 else per_update
-            plan = _trainer.plan_of(self._trainer, horizon, per_update=rare)
+            plan = _trainer.plan_of(self._trainer, horizon, self._batches, per_update=rare)
         self._quiet = True
         return plan
 
@@ -104,7 +110,7 @@ class Planner:
 
     def state(self) -> dict[str, Any]:
         """What a resumed run needs to read the same plan, as plain data."""
-        steps = self._epoch_steps
+        steps = self.epoch_steps
         return {
             "epoch_steps": steps if math.isfinite(steps) else None,
             "pace": None if self._pace is None else list(self._pace),

@@ -25,15 +25,23 @@ def optimizer_steps_per_batch(trainer: pl.Trainer) -> float:
     return 1 if trainer.lightning_module.automatic_optimization else max(len(trainer.optimizers), 1)
 
 
-def steps_per_epoch(trainer: pl.Trainer, epoch: int = 0, *, pace: float | None = None) -> float:
+def batches_per_epoch(trainer: pl.Trainer) -> float:
+    """Batches of an epoch, as rank 0 has them; infinite where the length of the data is unknown."""
+    batches = float(trainer.num_training_batches)
+    return float(trainer.strategy.broadcast(batches)) if trainer.world_size > 1 else batches
+
+
+def steps_per_epoch(
+    trainer: pl.Trainer, batches: float, epoch: int = 0, *, pace: float | None = None
+) -> float:
     """Optimizer steps of an epoch; infinite where the length of the data is unknown.
 
     Args:
         trainer: the trainer.
+        batches: of an epoch, the same on all ranks.
         epoch: which one: the accumulation of gradients may change by epoch.
         pace: measured optimizer steps a batch.
     """
-    batches = trainer.num_training_batches
     if batches == math.inf:
         return math.inf
     if pace is not None:
@@ -56,11 +64,14 @@ def mid_epoch(trainer: pl.Trainer) -> bool:
     return bool(progress.ready > progress.processed)
 
 
-def horizon_of(trainer: pl.Trainer, *, pace: float | None = None, other_epochs: bool = False) -> int:
-    """Optimizer steps of the whole run, as rank 0 sees it; 0 where that cannot be known.
+def horizon_of(
+    trainer: pl.Trainer, batches: float, *, pace: float | None = None, other_epochs: bool = False
+) -> int:
+    """Optimizer steps of the whole run; 0 where that cannot be known.
 
     Args:
         trainer: the trainer.
+        batches: of an epoch, the same on all ranks.
         pace: measured optimizer steps a batch.
         other_epochs: the epochs so far had another length, on another number of processes perhaps.
     """
@@ -69,31 +80,31 @@ def horizon_of(trainer: pl.Trainer, *, pace: float | None = None, other_epochs: 
     if epochs is not None and epochs > 0:
         done, taken = (trainer.current_epoch, trainer.global_step) if other_epochs else (0, 0)
         if other_epochs and mid_epoch(trainer):
-            seen, whole = (
-                trainer.fit_loop.epoch_loop.batch_progress.current.ready,
-                trainer.num_training_batches,
-            )
+            seen = trainer.fit_loop.epoch_loop.batch_progress.current.ready
             # Lightning goes on behind the batches seen, or where there are not so many, from the first.
-            left = (whole - seen) / whole if seen < whole else 1.0
-            done, taken = done + 1, taken + math.ceil(left * steps_per_epoch(trainer, done, pace=pace))
-        rest = sum(steps_per_epoch(trainer, epoch, pace=pace) for epoch in range(done, epochs))
-        steps = min(steps, taken + rest)
-    known = 0 if steps == math.inf else max(int(steps), 1)
-    return int(trainer.strategy.broadcast(known)) if trainer.world_size > 1 else known
+            left = (batches - seen) / batches if seen < batches else 1.0
+            taken += math.ceil(left * steps_per_epoch(trainer, batches, done, pace=pace))
+            done += 1
+        later = (steps_per_epoch(trainer, batches, epoch, pace=pace) for epoch in range(done, epochs))
+        steps = min(steps, taken + sum(later))
+    return 0 if steps == math.inf else max(int(steps), 1)
 
 
-def plan_of(trainer: pl.Trainer, horizon: int, *, per_update: float | None = None) -> Schedule:
+def plan_of(
+    trainer: pl.Trainer, horizon: int, batches: float, *, per_update: float | None = None
+) -> Schedule:
     """The learning-rate plan of the optimizer that holds the most parameters.
 
     Args:
         trainer: the trainer.
         horizon: optimizer steps of the whole run.
+        batches: of an epoch.
         per_update: measured optimizer steps between two updates of the scheduler.
     """
     optimizer, config = _followed(trainer)
     if config is None:
         return schedule_of(optimizer, None, horizon)
-    pace = _steps_per_update(trainer, config) if per_update is None else per_update
+    pace = _steps_per_update(trainer, config, batches) if per_update is None else per_update
     if pace == math.inf:
         return schedule_of(optimizer, None, horizon)
     return schedule_of(optimizer, config.scheduler, horizon, steps_per_update=pace, step=trainer.global_step)
@@ -128,16 +139,16 @@ def _parameters(group: Any) -> int:
     return sum(p.numel() for p in group["params"])
 
 
-def _steps_per_update(trainer: pl.Trainer, config: Any) -> float:
+def _steps_per_update(trainer: pl.Trainer, config: Any, batches: float) -> float:
     """Optimizer steps between two updates of a scheduler, infinite where it is never updated."""
     if not trainer.lightning_module.automatic_optimization:
         return optimizer_steps_per_batch(trainer)  # the module steps it: taken to be once a batch
-    steps, every = steps_per_epoch(trainer), int(config.frequency)
+    steps, every = steps_per_epoch(trainer, batches), int(config.frequency)
     if config.interval == "epoch":
         return steps * every
     if every == 1:
         return 1
-    group, batches = trainer.accumulate_grad_batches, trainer.num_training_batches
+    group = trainer.accumulate_grad_batches
     if batches == math.inf:
         return math.lcm(group, every) / group
     # Lightning counts the batches of the epoch, and looks only where the optimizer steps.

@@ -8,6 +8,7 @@ import lightning.pytorch as pl
 
 from scale_callbacks.integrations import _plan, _trainer
 from scale_callbacks.integrations._collector import Collector
+from scale_callbacks.integrations._finder import GRACE, Finder
 from scale_callbacks.integrations._outlet import Notes, Outlet
 from scale_callbacks.integrations._planner import Planner
 from scale_callbacks.integrations._ranks import Mean, Ranks
@@ -17,7 +18,6 @@ from scale_callbacks.schedule import Schedule
 STATE_VERSION = 2  # 1: one window, no plan, no MLflow run
 NEVER = sys.maxsize
 PATIENCE = 0.05  # seconds in which sinks may finish with a plan that is given up
-GRACE = 64  # optimizer steps in which a module may log a name for the first time
 
 
 class Watch:
@@ -49,7 +49,7 @@ class Watch:
     ) -> None:
         self._trainer, self._planner, self._outlet = trainer, planner, outlet
         self._step = step = trainer.global_step
-        self._first = self._heard = self._began = self._epoch_began = step
+        self._heard = self._began = self._epoch_began = step
         before, now = _plan.saved_plan(state), planner.plan()
         self.schedule = now if before is None else _plan.continued(before, now, step)
         self.monitor = outlet.monitor(self.schedule)
@@ -64,7 +64,7 @@ class Watch:
         self._pending: list[tuple[int, float, int]] = []  # read while the source is open
         self._epoch_end: tuple[int, int] | None = None  # step and length of an epoch not read yet
         self._boundary = self._after(self._began)
-        self._look = 0  # the step at which an open source is looked for again
+        self._finder = Finder(self._tap, self._ranks, self._note, self.fail, step)
         self._next_read = self._patience = 0  # step and batches before which nothing can be due
         self._adopt(Source.OPEN)
         if state is not None:
@@ -115,7 +115,7 @@ class Watch:
             return
         self._epoch_end = self._trainer.global_step, self._trainer.global_step - self._epoch_began
         if self._tap.source is Source.OPEN:
-            self._settle(self._guess(lambda: self._tap.guess_at_epoch_end(last=False)))
+            self._settle(self._finder.at_epoch_end)
         if self._tap.source is Source.EPOCH:
             self._read_epoch()
 
@@ -124,11 +124,8 @@ class Watch:
         if self.off or self._epoch_end is None:
             return
         if self._tap.source is Source.OPEN:
-            self._settle(self._guess(lambda: self._tap.guess_at_epoch_end(last=True)))
-            if self._tap.source is Source.OPEN and self._epoch_end[0] - self._first <= GRACE:
-                self._settle(self._guess(lambda: self._tap.guess_at_batch(None, settled=True)))
-            if self._tap.source is Source.OPEN and self._tap.everything_was_logged():
-                self._note(f"{self._tap.unknown()}; waiting for it")
+            ended = self._epoch_end[0]
+            self._settle(lambda: self._finder.after_epoch(ended))
         if self._tap.source is Source.EPOCH:
             self._read_epoch()
         self._epoch_end = None
@@ -138,7 +135,7 @@ class Watch:
         if self.off:
             return
         if self._tap.source is Source.OPEN:
-            self._settle(self._guess(self._tap.guess_at_validation))
+            self._settle(self._finder.at_validation)
         if self._tap.source is not Source.VALIDATION:
             return
         window, value = self._read(self._tap.fresh())
@@ -183,12 +180,13 @@ class Watch:
             together: all ranks are asked at this moment, so that the windows of all can be gathered.
         """
         self._step = self._trainer.global_step
+        windows = self._collector.totals(together=together)  # first: nothing that fails may come before
         if self._ranks.world == 1:
             self.late_epoch_values()  # a checkpoint of the epoch's end has what was logged after us
         return {
             "version": STATE_VERSION,
             "monitor": self.monitor.state_dict(),
-            "windows": self._collector.totals(together=together),
+            "windows": windows,
             "steps": [self._began, self._epoch_began, self._step],
             "source": int(self._tap.source),
             "pending": [list(read) for read in self._pending],
@@ -221,19 +219,23 @@ class Watch:
     # --- when something is due
 
     def _due(self, step: int, outputs: Any) -> None:
-        if self._tap.source is Source.OPEN and step >= self._look:
+        if self._tap.source is Source.OPEN and step >= self._finder.due:
             self._look_again(step, outputs)
         if step >= self._boundary:
             self._read_window(step)
-        self._next_read = min(self._boundary, self._look if self._tap.source is Source.OPEN else NEVER)
+        self._next_read = min(self._boundary, self._finder.due if self._tap.source is Source.OPEN else NEVER)
 
     def _look_again(self, step: int, outputs: Any) -> None:
-        since = step - self._first
-        self._look = step + max(since, 1)  # at 1, 2, 4, 8, ... steps
-        settled = GRACE <= since < 2 * GRACE  # later on no training is ended for a name
-        self._settle(self._guess(lambda: self._tap.guess_at_batch(outputs, settled=settled)))
+        fresh = False
+
+        def look() -> Source:
+            nonlocal fresh
+            source, fresh = self._finder.at_batch(outputs, step)
+            return source
+
+        self._settle(look)
         value = self._tap.take(outputs) if self._tap.source is Source.STEP else None
-        if value is not None and since <= 1:  # later on it may be that of an earlier batch
+        if value is not None and fresh:
             self._collector.add(value)
 
     def _read_window(self, step: int) -> None:
@@ -295,15 +297,16 @@ class Watch:
 
     # --- where the value comes from
 
-    def _settle(self, guess: Source) -> None:
-        """Agree with the other ranks on the source, and take the values from there."""
-        agreed = Source(self._ranks.highest(int(guess), len(Source)))
-        self.off |= self._ranks.lost
-        if agreed is Source.UNKNOWN:
+    def _settle(self, find: Callable[[], Source]) -> None:
+        """Take the values from where all ranks have found them."""
+        try:
+            source = find()
+        except UnknownMetricError:
             self.off = True
-            raise UnknownMetricError(self._tap.unknown())
-        if agreed is not self._tap.source:
-            self._adopt(agreed)
+            raise
+        self.off |= self._ranks.lost
+        if source is not self._tap.source:
+            self._adopt(source)
 
     def _adopt(self, source: Source) -> None:
         self._tap.adopt(source)
@@ -319,13 +322,6 @@ class Watch:
         if source is Source.OUTPUT:
             for step, value, span in pending:
                 self._observe(step, Mean(value, 1.0, 0.0), span)
-
-    def _guess(self, look: Callable[[], Source]) -> Source:
-        try:
-            return look()
-        except Exception as fault:
-            self.fail(fault)
-            return Source.OPEN
 
     # --- faults
 

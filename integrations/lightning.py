@@ -10,6 +10,7 @@ from lightning.pytorch.callbacks import Callback
 from scale_callbacks.forecast import Forecast
 from scale_callbacks.forecaster import LossForecaster
 from scale_callbacks.integrations import _trainer
+from scale_callbacks.integrations._options import check
 from scale_callbacks.integrations._outlet import Outlet
 from scale_callbacks.integrations._planner import UNKNOWN_LENGTH, Planner
 from scale_callbacks.integrations._source import UnknownMetricError
@@ -17,6 +18,7 @@ from scale_callbacks.integrations._watch import Watch
 from scale_callbacks.monitor import Monitor
 from scale_callbacks.schedule import Schedule
 from scale_callbacks.sinks import Sink
+from scale_callbacks.stopping import Rule
 
 PACE_CHECKS = (16, 256, 4096)  # batches into an epoch after which manual optimisation is timed
 
@@ -62,7 +64,7 @@ class LossForecast(Callback):
         mlflow: bool | None = None,
         progress_bar: bool = True,
     ) -> None:
-        _check(monitor, horizon, schedule, level, sinks)
+        check(monitor, horizon=horizon, schedule=schedule, level=level, sinks=sinks)
         self.monitor = monitor
         self.horizon = horizon
         self.schedule = schedule
@@ -104,7 +106,7 @@ class LossForecast(Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Read the plan off the trainer, and go on from a checkpoint where there is one."""
         state = self._state_to_continue(trainer)
-        self._watch = self._start(Watch, trainer, state, self._forecaster(trainer))
+        self._watch = self._start(Watch, trainer, state)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -196,33 +198,31 @@ class LossForecast(Callback):
         except Exception as fault:
             self._watch.fail(fault)
 
-    def _forecaster(self, trainer: pl.Trainer) -> Callable[[Schedule], Any]:
-        """How the forecaster of a plan is made."""
-        epoch = _trainer.steps_per_epoch(trainer)
-        return lambda schedule: LossForecaster(
-            schedule, level=self.level, steps_per_epoch=epoch if 0 < epoch < schedule.horizon else None
-        )
+    def _forecaster(self, schedule: Schedule, epoch: float) -> Any:
+        """The forecaster of a plan, with so many steps an epoch."""
+        several = 0 < epoch < schedule.horizon
+        return LossForecaster(schedule, level=self.level, steps_per_epoch=epoch if several else None)
 
     def _start(
-        self,
-        watch: type[Watch],
-        trainer: pl.Trainer,
-        state: Any,
-        make: Callable[[Schedule], Any],
-        **options: Any,
+        self, watch: type[Watch], trainer: pl.Trainer, state: Any, rules: Sequence[Rule] = ()
     ) -> Watch:
         """Watch a fit from here on."""
         self._alone = False
-        dry = bool(trainer.fast_dev_run) or not trainer.is_global_zero  # type: ignore[attr-defined]
         saved: Mapping[str, Any] = state or {}
+        planner = Planner(trainer, horizon=self.horizon, schedule=self.schedule, state=saved.get("planner"))
+
+        def monitor(schedule: Schedule, sinks: Sequence[Sink]) -> Monitor:
+            forecaster = self._forecaster(schedule, planner.epoch_steps)
+            return Monitor(forecaster, rules=rules, sinks=sinks, name=self.monitor)
+
+        dry = bool(trainer.fast_dev_run) or not trainer.is_global_zero  # type: ignore[attr-defined]
         outlet = Outlet(
             trainer,
-            lambda schedule, sinks: Monitor(make(schedule), sinks=sinks, name=self.monitor, **options),
+            monitor,
             sinks=() if dry else self.sinks,
             mlflow=None if dry or self.mlflow is False else self._mlflow_sink(trainer, saved.get("mlflow")),
             progress_bar=self.progress_bar,
         )
-        planner = Planner(trainer, horizon=self.horizon, schedule=self.schedule, state=saved.get("planner"))
         return watch(trainer, planner, outlet, validation_names=self._validation_names, state=state)
 
     def _mlflow_sink(self, trainer: pl.Trainer, resume: Any) -> Any:
@@ -243,21 +243,3 @@ class LossForecast(Callback):
             state = self.state_dict()
         self._watch = None
         return state if step > 0 else None
-
-
-def _check(
-    monitor: str, horizon: int | None, schedule: Schedule | None, level: float, sinks: Sequence[Sink]
-) -> None:
-    if not isinstance(monitor, str) or not monitor:
-        raise ValueError(f"monitor={monitor!r} must be the name of a logged loss, for instance 'train_loss'")
-    if horizon is not None and (int(horizon) != horizon or horizon < 1):
-        raise ValueError(f"horizon={horizon!r} must be a whole number of optimizer steps, 1 or more")
-    if schedule is not None and not isinstance(schedule, Schedule):
-        raise TypeError(f"schedule={schedule!r} must be a Schedule: leave it out to use the live scheduler")
-    if schedule is not None and horizon is not None and horizon != schedule.horizon:
-        raise ValueError(f"horizon={horizon} is not the schedule's {schedule.horizon}: give one of them")
-    if not 0.0 < level < 1.0:
-        raise ValueError(f"level={level!r} must lie between 0 and 1, for instance 0.9")
-    for sink in sinks:
-        if not isinstance(sink, Sink):
-            raise TypeError(f"sink {sink!r} has no methods write(record, summary) and close(summary)")

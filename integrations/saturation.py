@@ -1,7 +1,7 @@
 """Lightning: stops RL post-training when the reward has saturated."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import lightning.pytorch as pl
@@ -76,7 +76,7 @@ class SaturationStopping(LossForecast):
         """Read the plan off the trainer, and go on from a checkpoint where there is one."""
         state = self._state_to_continue(trainer)
         self.stopping_reason, self.stopped_step, self.evidence = None, None, {}
-        self._watch = self._start(_RewardWatch, trainer, state, self._forecaster(trainer), rules=[self.rule])
+        self._watch = self._start(_RewardWatch, trainer, state, rules=[self.rule])
         self._due = _after(self._watch.schedule.horizon, trainer.global_step)
 
     def on_train_batch_end(
@@ -104,8 +104,8 @@ class SaturationStopping(LossForecast):
             if self._watch is not None:
                 self._watch.fail(fault)
 
-    def _forecaster(self, trainer: pl.Trainer) -> Callable[[Schedule], Any]:
-        return lambda schedule: RewardForecaster(
+    def _forecaster(self, schedule: Schedule, epoch: float) -> Any:
+        return RewardForecaster(
             schedule.horizon, direction=self.direction, ceiling=self.ceiling, schedule=schedule
         )
 

@@ -77,7 +77,7 @@ def test_a_damaged_state_is_refused_in_words_or_harmless(kind, damage):
 
 
 @pytest.mark.slow
-@settings(max_examples=5000, deadline=None, suppress_health_check=list(HealthCheck), database=None)
+@settings(max_examples=1500, deadline=None, suppress_health_check=list(HealthCheck), database=None)
 @given(st.sampled_from(sorted(KINDS)), damages())
 def test_thousands_of_damaged_states_are_refused_in_words_or_harmless(kind, damage):
     check(kind, damage)

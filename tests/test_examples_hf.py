@@ -116,7 +116,7 @@ def test_rewards_check_the_answer(grpo):
 
 
 @pytest.mark.slow
-def test_checker_of_the_zero_one_reward_has_outages_in_the_second_half_only(grpo):
+def test_checker_of_the_zero_one_reward_has_outages_in_the_second_half_only(grpo, bench):
     check = grpo.zero_one(0)
     passed = [
         np.mean(
@@ -132,6 +132,10 @@ def test_checker_of_the_zero_one_reward_has_outages_in_the_second_half_only(grpo
     assert 12 <= len(down) <= 39
     assert down.min() >= 200
     assert down.max() < 400 * 0.89
+    stream = {"reward": (np.arange(400) % 2).astype(float)}
+    bridged = bench.without_outages("zero-one-0", stream)["reward"] != stream["reward"]
+    assert set(np.flatnonzero(bridged)) <= set(down)
+    assert bridged.sum() > 0.3 * len(down)
 
 
 @pytest.mark.slow
@@ -156,6 +160,23 @@ def bench():
     finally:
         sys.path.remove(str(ROOT / "tests" / "bench"))
     return grpo_table
+
+
+def test_streams_are_those_of_fifteen_whole_runs(bench):
+    streams = bench.read_bundle()
+    assert set(streams) == {f"{reward}-{seed}" for reward in bench.REWARDS for seed in range(5)}
+    for stream in streams.values():
+        assert len(stream["reward"]) == 400
+        assert 0.0 <= stream["reward"].min() < stream["reward"].max() <= 1.0
+
+
+def test_no_recorded_run_is_stopped_while_a_tenth_of_its_gain_is_still_to_come(bench):
+    for name in ("smooth-1", "s-shaped-2", "zero-one-4"):  # the narrowest of each reward
+        stream = bench.read_bundle()[name]
+        bridged = bench.row(name, bench.without_outages(name, stream), *bench.replay(stream))
+        assert bridged.share > 0.9
+        assert bridged.saved > 0.3
+        assert bridged.reason.startswith("saturated")
 
 
 def test_row_of_a_stop_is_judged_by_the_whole_run(bench):

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 from itertools import pairwise
 
 import numpy as np
@@ -15,7 +16,9 @@ from tests.strategies import Stream, streams
 
 FEW = settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
 # One forecaster a stream is asked once; a monitor may be asked at every observation.
-MANY = settings(max_examples=10_000, deadline=None, suppress_health_check=list(HealthCheck), database=None)
+# The 10,000 of the evidence: STREAMS=10000 python -m pytest -m slow tests/test_streams.py
+STREAMS = int(os.environ.get("STREAMS", "1500"))
+MANY = settings(max_examples=STREAMS, deadline=None, suppress_health_check=list(HealthCheck), database=None)
 
 
 def assert_sound(forecast) -> None:
@@ -103,12 +106,12 @@ def test_any_stream_of_rewards_can_be_watched_and_gone_on_with(
 @pytest.mark.slow
 @MANY
 @given(streams())
-def test_ten_thousand_streams_get_finite_forecasts(stream: Stream) -> None:
+def test_thousands_of_streams_get_finite_forecasts(stream: Stream) -> None:
     check_forecaster(stream)
 
 
 @pytest.mark.slow
-@settings(MANY, max_examples=300)
+@settings(MANY, max_examples=STREAMS // 15)
 @given(streams(longest=60), st.integers(0, 80))
 def test_hundreds_of_streams_can_be_watched_and_gone_on_with(stream: Stream, cut: int) -> None:
     check_monitor(LossForecaster(stream.schedule), LossForecaster(stream.schedule), stream, cut)

@@ -8,6 +8,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain, islice
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -77,10 +78,10 @@ def collected(
         if step is None:
             at = np.arange(number + 1.0, number + len(rows) + 1.0)
         else:
-            at = _column([row.get(step) for row in rows], step, Counter())
+            at = _column(_cells(rows, step), step, Counter())
         number += len(rows)
         for name in names:
-            cells = [row.get(name) for row in rows]
+            cells = _cells(rows, name)
             values = _column(cells, name, notes)
             if None in cells:
                 there = np.array([cell is not None for cell in cells], dtype=bool)
@@ -141,17 +142,24 @@ def flat(item: Mapping[str, Any], before: str = "", depth: int = 0) -> dict[str,
 
 
 def _parsed(lines: list[str], notes: Counter[str]) -> Rows:
-    filled = [line for line in lines if not line.isspace()]
-    text = ",".join(filled)
     try:
+        text = ",".join(lines)
         items = json.loads(f"[{text}]")
-        if len(items) != len(filled):
+        if len(items) != len(lines):
             raise ValueError("several values a line")
     except (ValueError, RecursionError):
-        items = [_line(line) for line in filled]
-    rows = [item for item in items if isinstance(item, dict)]
+        items = [_line(line) for line in lines if not line.isspace()]
+    # The shortcuts below are for the usual file: an object a line, without objects in it.
+    rows = items if set(map(type, items)) == {dict} else [item for item in items if isinstance(item, dict)]
     notes[CUT] += len(items) - len(rows)
     return rows if text.count("{") == len(rows) else [flat(row) for row in rows]
+
+
+def _cells(rows: Rows, name: str) -> list[Any]:
+    try:
+        return list(map(itemgetter(name), rows))
+    except KeyError:
+        return [row.get(name) for row in rows]
 
 
 def _line(line: str) -> Any:

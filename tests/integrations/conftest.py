@@ -10,6 +10,8 @@ import urllib.request
 
 import pytest
 
+from tests.integrations.ranks import launch
+
 # Before mlflow is imported anywhere: it would report its use over the network.
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 
@@ -149,3 +151,24 @@ def few_forecasts(monkeypatch):
     """Each forecast of a loss costs some 50 ms: ten a run are enough for what is tested here."""
     monkeypatch.setattr("scale_callbacks.monitor.LINEAR", 0.1)
     monkeypatch.setattr("scale_callbacks.monitor.RATIO", 2.0)
+
+
+@pytest.fixture(scope="session")
+def lightning_pair(tmp_path_factory):
+    """Folder and results of two real processes that train with Lightning's DDP in all of the ways tested."""
+    folder = tmp_path_factory.mktemp("ddp")
+    return folder, launch("tests.integrations.ddp_run", 2, folder)
+
+
+@pytest.fixture(scope="session")
+def torch_pair(tmp_path_factory):
+    """Results of two real processes that agree, and train plain torch loops; the second dies in the end."""
+    folder = tmp_path_factory.mktemp("torch")
+    return launch("tests.integrations.torch_ranks_run", 2, folder, codes=[0, -signal.SIGKILL])
+
+
+@pytest.fixture(scope="session")
+def torch_four(tmp_path_factory):
+    """The same with four."""
+    folder = tmp_path_factory.mktemp("torch")
+    return launch("tests.integrations.torch_ranks_run", 4, folder, codes=[0, 0, 0, -signal.SIGKILL])

@@ -9,11 +9,12 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.plugins.environments import LightningEnvironment
 
 from scale_callbacks import monitor
 from scale_callbacks.integrations import _trainer, lightning
 from tests.integrations.lightning_runs import Net, data
+
+WORLD = int(os.environ.get("WORLD_SIZE", "1"))  # Lightning takes it away after a training
 
 
 class Keyed(Net):
@@ -50,15 +51,20 @@ def coarse() -> None:
     _trainer.FEWEST_READS = 20
 
 
+def both(folder: Path, ckpt: Path | None = None) -> dict[str, Any]:
+    """A whole run and one resumed from it, or one resumed from a given checkpoint, on all ranks there are."""
+    settings: dict[str, Any] = {"devices": WORLD, "strategy": "ddp"}
+    if ckpt is not None:
+        return {"resumed": fit(folder, ckpt, **settings)}
+    whole = fit(folder / "whole", **settings)
+    between = folder / "whole" / ("step=32.ckpt" if WORLD == 2 else "step=8.ckpt")  # windows end at 30 and 33
+    return {"whole": whole, "resumed": fit(folder / "resumed", between, **settings)}
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
     coarse()
-    folder, rank, world = Path(sys.argv[1]), int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    settings: dict[str, Any] = {"devices": world, "strategy": "ddp", "plugins": [LightningEnvironment()]}
-    if len(sys.argv) > 2:
-        results = {"resumed": fit(folder, Path(sys.argv[2]), **settings)}
-    else:
-        results = {"whole": fit(folder / "whole", **settings)}
-        between = folder / "whole" / "step=32.ckpt"  # the windows end at 30 and 33
-        results["resumed"] = fit(folder / "resumed", between, **settings)
+    folder, *ckpt = map(Path, sys.argv[1:])
+    rank = os.environ["RANK"]
+    results = both(folder, *ckpt)
     folder.joinpath(f"rank{rank}.json").write_text(json.dumps(results))

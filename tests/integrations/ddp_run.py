@@ -1,6 +1,7 @@
-"""One of two ranks: trains with DDP on the CPU in several ways and writes down what its callback saw."""
+"""One of several ranks: trains with Lightning's DDP in several ways, writes down what its callbacks saw."""
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,8 @@ import lightning.pytorch as pl
 import torch
 
 from scale_callbacks import MemorySink, monitor
-from scale_callbacks.integrations import _trainer, lightning
+from scale_callbacks.integrations import lightning
+from tests.integrations import ddp_restart, ddp_saturation
 from tests.integrations.lightning_runs import Net, Recording, Silent, Validated, data
 
 
@@ -104,11 +106,19 @@ def run(name: str, strategy: Any) -> dict[str, Any]:
     }
 
 
-if __name__ == "__main__":
-    torch.set_num_threads(1)
+def main(folder: Path, rank: int) -> dict[str, Any]:
+    """Every case; those with few forecasts first."""
+    results = {
+        f"saturation {name}": ddp_saturation.run(name == "deaf" and rank == 1) for name in ("sound", "deaf")
+    }
+    ddp_restart.coarse()
+    results |= ddp_restart.both(folder)
     lightning.Monitor = Recording
     monitor.LINEAR, monitor.RATIO = 1 / 4, 2.0  # fewer forecasts
-    rank, out = sys.argv[1], Path(sys.argv[2])
-    _trainer.FEWEST_READS = 20  # 60 steps: windows of 3
-    results = {name: run(name, "ddp") for name in CASES}
-    out.joinpath(f"rank{rank}.json").write_text(json.dumps(results))
+    return results | {name: run(name, "ddp") for name in CASES}
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    out, rank = Path(sys.argv[1]), int(os.environ["RANK"])
+    out.joinpath(f"rank{rank}.json").write_text(json.dumps(main(out, rank)))

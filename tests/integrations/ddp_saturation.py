@@ -1,8 +1,5 @@
-"""One of two ranks: rank 1 has a fault in its rule and yet stops with rank 0."""
+"""A training that stops when its reward saturates; on one rank the rule may be deaf."""
 
-import json
-import sys
-from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
@@ -38,10 +35,3 @@ def run(fault: bool) -> dict[str, Any]:
         "stopped": callback.stopped_step,
         "evidence": {k: v for k, v in callback.evidence.items() if k != "hours_saved"},
     }
-
-
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    rank, out = sys.argv[1], Path(sys.argv[2])
-    results = {"sound": run(False), "deaf": run(rank == "1")}
-    out.joinpath(f"rank{rank}.json").write_text(json.dumps(results))

@@ -2,21 +2,16 @@
 
 import copy
 import math
-import signal
 from typing import Any
 
 import pytest
 
 from scale_callbacks.integrations.torch import Agreement
-from tests.integrations.ranks import launch
 
 
-@pytest.fixture(scope="module", params=[2, pytest.param(4, marks=pytest.mark.slow)])
-def ranks(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    world = request.param
-    codes = [0] * (world - 1) + [-signal.SIGKILL]
-    folder = tmp_path_factory.mktemp("agreement")
-    return launch("tests.integrations.agreement_run", world, folder, codes=codes)
+@pytest.fixture(params=[2, pytest.param(4, marks=pytest.mark.slow)])
+def ranks(request: pytest.FixtureRequest) -> Any:
+    return request.getfixturevalue("torch_pair" if request.param == 2 else "torch_four")
 
 
 def test_single_process_answers_itself() -> None:

@@ -12,14 +12,14 @@ from tests.integrations.ranks import launch
 pytestmark = QUIET
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("restart")
+@pytest.fixture
+def folder(lightning_pair: tuple[Path, list[dict[str, Any]]]) -> Path:
+    return lightning_pair[0]
 
 
-@pytest.fixture(scope="module")
-def two(folder: Path) -> list[dict[str, Any]]:
-    return launch("tests.integrations.ddp_restart", 2, folder)
+@pytest.fixture
+def two(lightning_pair: tuple[Path, list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    return lightning_pair[1]
 
 
 def test_checkpoint_between_two_reads_is_resumed_bit_for_bit(two: list[dict[str, Any]]) -> None:

@@ -5,12 +5,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.integrations.ranks import launch
 
-
-@pytest.fixture(scope="module", params=[2, pytest.param(4, marks=pytest.mark.slow)])
-def ranks(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    return launch("tests.integrations.torch_ranks_run", request.param, tmp_path_factory.mktemp("torch"))
+@pytest.fixture(params=[2, pytest.param(4, marks=pytest.mark.slow)])
+def ranks(request: pytest.FixtureRequest) -> Any:
+    return request.getfixturevalue("torch_pair" if request.param == 2 else "torch_four")
 
 
 @pytest.mark.parametrize("case", ["ddp", "sharded"])

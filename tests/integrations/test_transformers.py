@@ -173,6 +173,7 @@ def test_broken_state_is_counted_and_does_not_end_the_run(
     assert callback.forecast is not None
 
 
+@pytest.mark.slow
 def test_new_plan_at_a_resume_is_followed_and_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     applied = Rates()
     trainer(tmp_path, LossForecastCallback(), applied, save_strategy="steps", save_steps=40).train()
@@ -203,6 +204,7 @@ def test_state_is_one_whole_json_file_for_each_callback(tmp_path: Path) -> None:
     assert content["watch"]["monitor"]["last_step"] == 30
 
 
+@pytest.mark.slow
 def test_callbacks_that_watch_the_same_each_find_their_own_state(tmp_path: Path) -> None:
     settings: dict[str, Any] = {"save_strategy": "steps", "save_steps": 24, "max_steps": 48, "kind": InOrder}
     whole = [LossForecastCallback(level=0.5), LossForecastCallback(level=0.9)]
@@ -326,6 +328,7 @@ def test_unknown_scheduler_is_taken_to_hold_its_rate(
     assert callback.forecast is not None
 
 
+@pytest.mark.slow
 def test_given_plan_replaces_the_live_one(tmp_path: Path) -> None:
     plan = Schedule.cosine(1.0, 60)
     callback = LossForecastCallback(schedule=plan)
@@ -445,6 +448,7 @@ def test_early_stopping_of_transformers_works_beside_ours(tmp_path: Path) -> Non
     assert callback.warnings == {}
 
 
+@pytest.mark.slow
 def test_callback_can_be_pickled_in_mid_training(tmp_path: Path) -> None:
     callback = LossForecastCallback(sinks=[MemorySink()])
     trainer(tmp_path, callback, max_steps=10).train()

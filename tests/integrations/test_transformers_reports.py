@@ -205,7 +205,9 @@ def test_progress_bar_shows_the_forecast(tmp_path: Path) -> None:
     assert set(shown) == {""}
 
 
-@pytest.mark.parametrize("strategy", ["no", "steps", pytest.param("epoch", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "strategy", ["no", *(pytest.param(strategy, marks=pytest.mark.slow) for strategy in ("steps", "epoch"))]
+)
 def test_notebook_table_has_a_column_for_the_forecast(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, strategy: str
 ) -> None:

@@ -79,7 +79,7 @@ def test_advice_does_not_stop(tmp_path: Path) -> None:
     assert Reason.of(callback.decision) in (Reason.SATURATED, Reason.BUDGET_SPENT)
 
 
-@pytest.mark.parametrize("strategy", ["steps", "epoch", "best"])
+@pytest.mark.parametrize("strategy", ["steps", pytest.param("epoch", marks=pytest.mark.slow), "best"])
 def test_checkpoint_is_saved_at_the_stop(tmp_path: Path, strategy: str) -> None:
     settings: dict[str, Any] = {"save_strategy": strategy, "save_steps": 500, "save_total_limit": 2}
     if strategy == "best":
@@ -93,6 +93,7 @@ def test_checkpoint_is_saved_at_the_stop(tmp_path: Path, strategy: str) -> None:
     assert (folder / "scale_callbacks.SaturationStoppingCallback.reward.json").is_file()
 
 
+@pytest.mark.slow
 def test_nothing_is_saved_where_nothing_is_to_be(tmp_path: Path) -> None:
     callback = SaturationStoppingCallback()
     fit(tmp_path, callback)
@@ -201,6 +202,7 @@ def test_evaluation_before_training_decides_nothing(tmp_path: Path) -> None:
     assert callback.forecast is None
 
 
+@pytest.mark.slow
 def test_values_may_be_tensors(tmp_path: Path) -> None:
     class Tensors(Rewarded):
         def metrics(self, step: int) -> dict[str, Any]:
@@ -211,6 +213,7 @@ def test_values_may_be_tensors(tmp_path: Path) -> None:
     assert callback.warnings == {}
 
 
+@pytest.mark.slow
 def test_falling_score_is_stopped_when_it_is_to_fall(tmp_path: Path) -> None:
     class Falling(Rewarded):
         def metrics(self, step: int) -> dict[str, Any]:
@@ -250,6 +253,7 @@ def test_faults_do_not_end_the_training_nor_keep_it_from_stopping(tmp_path: Path
     assert callback.warnings["Fails failed to write"] > 1
 
 
+@pytest.mark.slow
 def test_rule_that_fails_lets_the_training_go_on(tmp_path: Path) -> None:
     class Broken(SaturationRule):
         def decide(self, forecaster: Any) -> Any:

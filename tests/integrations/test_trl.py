@@ -87,6 +87,7 @@ def test_reward_that_never_applies_is_left_out_and_counted(tmp_path: Path) -> No
     assert forecaster(callback).curve.n == 0
 
 
+@pytest.mark.slow
 def test_rewards_of_the_evaluations_can_be_watched(tmp_path: Path) -> None:
     callback = SaturationStoppingCallback("eval_reward")
     run = trl_runs.grpo(
@@ -136,7 +137,7 @@ def test_rewards_of_other_trainers_are_found(
     assert callback.warnings == {}
 
 
-@pytest.mark.parametrize("make", [trl_runs.sft, trl_runs.dpo])
+@pytest.mark.parametrize("make", [trl_runs.sft, pytest.param(trl_runs.dpo, marks=pytest.mark.slow)])
 def test_losses_of_fine_tuning_trainers_are_forecast(tmp_path: Path, make: Any) -> None:
     callback = LossForecastCallback()
     run = make(tmp_path, callback)

@@ -16,6 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from scale_callbacks import LossForecaster, Monitor, RewardForecaster, SaturationRule
 from scale_callbacks.integrations.torch import Agreement, schedule_of
+from tests.integrations import agreement_run
 
 RANK, WORLD = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
 STEPS = 80
@@ -116,14 +117,13 @@ def stops() -> dict[str, Any]:
     return loop.train(400, reward)
 
 
-CASES = {"ddp": ddp, "sharded": sharded, "stops": stops, "uneven": uneven}
-
 if __name__ == "__main__":
     torch.set_num_threads(1)
+    out = Path(sys.argv[1]) / f"rank{RANK}.json"
     dist.init_process_group("gloo")
-    results = {}
-    for name, case in CASES.items():
-        results[name] = case()
-        dist.barrier()
-    Path(sys.argv[1]).joinpath(f"rank{RANK}.json").write_text(json.dumps(results))
-    dist.destroy_process_group()
+    results = agreement_run.run([*agreement_run.CASES, ddp, sharded, stops, uneven])
+    out.write_text(json.dumps(results))
+    dist.barrier()
+    results |= agreement_run.run([agreement_run.dies])
+    out.write_text(json.dumps(results))
+    os._exit(0)  # the default group has lost a member: nothing could be taken down in order
