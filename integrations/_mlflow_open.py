@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import secrets
+import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -16,7 +17,12 @@ if TYPE_CHECKING:
 _log = logging.getLogger("scale_callbacks")
 
 GONE = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")  # what a store says that has no such run
-TOKEN = "forecast.journal"  # tag of a run that was started here
+JOURNAL_TAG = "forecast.journal"  # tag of a run that was started here
+
+
+# Two sinks of one process may ask for the same run, which is not there yet.
+_starting: dict[str, threading.Lock] = {}
+_tried_here: set[str] = set()
 
 
 class Opened(NamedTuple):
@@ -68,7 +74,7 @@ class Target:
             return replace(self, run_id=run_id, own=state.get("own") is True, resumed=True)
         if isinstance(token, str) and re.fullmatch(r"[0-9a-f]{16}", token):
             since = created if isinstance(created, int) else self.created
-            return replace(self, token=token, created=since, tried=True)
+            return replace(self, token=token, created=since, own=state.get("own") is not False, tried=True)
         return self
 
 
@@ -109,11 +115,16 @@ class RunOpener:
 
         target = self._target
         place = target.experiment_id or _experiment(client, target.experiment)
-        if self._tried:
-            for run in client.search_runs([place], f"tags.`{TOKEN}` = '{target.token}'", max_results=1):
-                return Opened(client, run.info.run_id)
+        with _starting.setdefault(target.token, threading.Lock()):
+            return self._find_or_create(client, place, {**resolve_tags(), JOURNAL_TAG: target.token})
+
+    def _find_or_create(self, client: MlflowClient, place: str, tags: dict[str, str]) -> Opened:
+        target = self._target
+        if self._tried or target.token in _tried_here:
+            for run in client.search_runs([place], f"tags.`{JOURNAL_TAG}` = '{target.token}'", max_results=1):
+                return Opened(client, run.info.run_id, target.own)
         self._tried = True
-        tags = {**resolve_tags(), TOKEN: target.token}
+        _tried_here.add(target.token)
         return Opened(client, client.create_run(place, start_time=target.created, tags=tags).info.run_id)
 
 

@@ -1,6 +1,7 @@
 import lightning.pytorch as pl
 import pytest
 import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import MLFlowLogger
 
 from scale_callbacks.integrations.lightning import LossForecast
@@ -31,7 +32,7 @@ class Line(pl.LightningModule):
         return torch.optim.SGD(self.parameters(), lr=1e-3)
 
 
-def fit(logger, tmp_path, *, mlflow=None, epochs=1, **module):
+def fit(logger, tmp_path, *, mlflow=None, epochs=1, saver=None, checkpoint=None, **module):
     torch.manual_seed(0)
     data = torch.utils.data.DataLoader(torch.randn(4 * STEPS // epochs, 1), batch_size=4)
     callback = LossForecast("train_loss", mlflow=mlflow)
@@ -39,13 +40,13 @@ def fit(logger, tmp_path, *, mlflow=None, epochs=1, **module):
         max_steps=STEPS,
         accelerator="cpu",
         logger=logger,
-        callbacks=[callback],
+        callbacks=[callback, *([saver] if saver else [])],
         default_root_dir=tmp_path,
-        enable_checkpointing=False,
+        enable_checkpointing=saver is not None,
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    trainer.fit(Line(**module), data)
+    trainer.fit(Line(**module), data, ckpt_path=checkpoint)
     return callback
 
 
@@ -106,3 +107,24 @@ def test_beside_autologging_each_forecast_is_logged_once_and_in_its_run(
     assert run.data.params["optimizer_name"] == "SGD"
     assert run.data.params["forecast.monitor"] == "train_loss"
     assert not callback.warnings
+
+
+@pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before the epoch ended")
+@pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")
+def test_a_fit_resumed_from_a_checkpoint_goes_on_in_the_run_of_its_own(
+    store_uri, store, tmp_path, monkeypatch
+):
+    name = f"resumed {tmp_path.name}"
+    experiment = store.create_experiment(name, artifact_location=tmp_path.as_uri())
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", store_uri)
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", name)
+    savers = [ModelCheckpoint(tmp_path, every_n_train_steps=60) for _ in range(2)]
+    with pytest.raises(RuntimeError, match="out of memory"):
+        fit(False, tmp_path, fail_at=80, saver=savers[0])
+    (checkpoint,) = tmp_path.glob("*.ckpt")
+    callback = fit(False, tmp_path, saver=savers[1], checkpoint=checkpoint)
+    (run,) = store.search_runs([experiment])
+    assert run.info.status == "FINISHED"
+    steps = [point.step for point in store.get_metric_history(run.info.run_id, "forecast/train_loss")]
+    assert steps == [point.step for point in callback._watch.monitor.history]
+    assert min(steps) < 60 < max(steps)

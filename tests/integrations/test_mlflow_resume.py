@@ -1,11 +1,13 @@
 """The same run after a restart: no second run, no point twice."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 
 from scale_callbacks import LossForecaster, Monitor, Schedule
+from scale_callbacks.integrations._mlflow_open import RunOpener, Target
 from scale_callbacks.integrations.mlflow import resolve_sink
 
 STEPS = 200
@@ -114,3 +116,15 @@ def test_a_state_that_names_no_run_starts_a_new_one(store, experiment, environ, 
     sink = resolve_sink(environ=environ, resume=resume)
     assert [run.info.run_id for run in store.search_runs([experiment[1]])] == [sink.run_id]
     assert sink.faults == 0
+
+
+def test_two_sinks_that_ask_for_the_same_new_run_get_one(store, store_uri, experiment):
+    """As two callbacks of a trainer do, while the tracking server has not yet answered the first."""
+    first = Target(store_uri, experiment=experiment[0])
+    state = {"run_id": None, "token": first.token, "created": first.created, "own": False}
+    openers = [RunOpener(first), RunOpener(Target(store_uri, experiment=experiment[0]).resuming(state))]
+    with ThreadPoolExecutor() as pool:
+        opened = list(pool.map(lambda opener: opener(), reversed(openers)))
+    (run,) = store.search_runs([experiment[1]])
+    assert {one.run_id for one in opened} == {run.info.run_id}
+    assert any(one.own for one in opened)

@@ -126,3 +126,18 @@ def test_lightning_goes_on_from_an_older_checkpoint(name: str, key: str, tmp_pat
     assert before == [row[0] for row in file["state"]["state"]["monitor"]["history"]]
     if name == "saturation_stopping":
         assert resumed.decision.reason == whole.decision.reason
+
+
+def test_checkpoint_of_a_newer_version_is_reported_and_the_run_watched_from_there(
+    tmp_path: Path, caplog: Any
+) -> None:
+    stream = saved("loss_forecast")["stream"]
+    fit(callbacks()["loss_forecast"], "train_loss", stream, 40).save_checkpoint(tmp_path / "new.ckpt")
+    checkpoint = torch.load(tmp_path / "new.ckpt", weights_only=True)  # plain data: nothing is unpickled
+    for state in checkpoint["callbacks"].values():
+        state["version"] = 99
+    torch.save(checkpoint, tmp_path / "newer.ckpt")
+    callback = callbacks()["loss_forecast"]
+    fit(callback, "train_loss", stream, 60, tmp_path / "newer.ckpt")
+    assert "its version is 99: update scale-callbacks" in caplog.text
+    assert callback._watch.monitor.forecaster.curve.n == 20
