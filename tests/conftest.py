@@ -3,6 +3,9 @@ import pytest
 
 from scale_callbacks import Schedule
 
+# Programs that tests start with torchrun: importing them, as the collection of doctests would, runs them.
+collect_ignore_glob = ["integrations/*_run.py"]
+
 
 @pytest.fixture
 def schedule():
