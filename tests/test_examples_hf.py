@@ -30,6 +30,7 @@ def said(*command, timeout=600):
 # --- a loop of one's own ----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_plain_loop_obeys_the_stop():
     text = said("examples/plain_loop.py", "--steps", 500, "--batch", 128)
     stopped = int(re.search(r"^process 0 stops at step (\d+) of 500$", text, re.M)[1])

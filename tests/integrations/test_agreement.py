@@ -9,7 +9,7 @@ import pytest
 from scale_callbacks.integrations.torch import Agreement
 
 
-@pytest.fixture(params=[2, pytest.param(4, marks=pytest.mark.slow)])
+@pytest.fixture(params=[pytest.param(n, marks=pytest.mark.slow) for n in (2, 4)])
 def ranks(request: pytest.FixtureRequest) -> Any:
     return request.getfixturevalue("torch_pair" if request.param == 2 else "torch_four")
 

@@ -51,7 +51,7 @@ def sync(*args):
     return CliRunner().invoke(app, ["sync", *map(str, args)], env={"COLUMNS": "200"})
 
 
-@pytest.mark.parametrize("mode", ["failing", "stuck", "shut"])
+@pytest.mark.parametrize("mode", [pytest.param("failing", marks=pytest.mark.slow), "stuck", "shut"])
 def test_a_server_that_never_works_costs_little_and_loses_nothing(
     gate, mode, store, store_uri, experiment, journals
 ):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 
-@pytest.fixture(params=[2, pytest.param(4, marks=pytest.mark.slow)])
+@pytest.fixture(params=[pytest.param(n, marks=pytest.mark.slow) for n in (2, 4)])
 def ranks(request: pytest.FixtureRequest) -> Any:
     return request.getfixturevalue("torch_pair" if request.param == 2 else "torch_four")
 
