@@ -24,6 +24,7 @@ Floats = NDArray[np.float64]
 
 FEWEST = 8  # observations before a forecast is made
 _PATH = 32  # points of the path
+_MOST_NOISE = 1e50  # over the loss: its square, and what that is multiplied by, stay finite
 
 
 class LossForecaster:
@@ -161,7 +162,7 @@ class LossForecaster:
         horizon = float(self.horizon)
         used = usable(bins or curve.bins(), horizon, min(self.schedule.warmup, horizon), self.prior.skip)
         units = Units.of(used, ratio=self._several_epochs)
-        noise = curve.noise / units.scale
+        noise = min(curve.noise / units.scale, _MOST_NOISE)
         variance = noise**2 / used.count + self.prior.floor**2
         return Evidence(used.steps, units.inward(used.robust), variance, noise), units
 

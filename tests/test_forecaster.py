@@ -171,6 +171,18 @@ def test_odd_plans_get_a_finite_forecast_inside_its_interval(name: str, until: f
     assert sound(fed(until, losses(noise=0.02), ODD_PLANS[name]).forecast())
 
 
+@pytest.mark.parametrize("left", [1e-200, 1e-90, 0.0])
+def test_a_loss_that_falls_to_next_to_nothing_after_wild_values_gets_a_finite_forecast(left: float) -> None:
+    steps = np.arange(1.0, 301.0)
+    losses = np.where(steps < 20, 1e90 * (1.0 + 0.5 * np.sin(7.3 * steps)), left)
+    forecaster = LossForecaster(Schedule.cosine(1e-3, 1000, warmup=10))
+    forecaster.observe(steps, losses)
+    forecast = forecaster.forecast()
+    assert forecast is not None
+    assert np.isfinite([forecast.low, forecast.value, forecast.high]).all()
+    assert forecast.low <= forecast.value <= forecast.high
+
+
 def test_going_on_past_the_plan_moves_the_horizon() -> None:
     forecaster = fed(1.0, schedule=Schedule.constant(1e-3, 1500))
     forecast = forecaster.forecast()
