@@ -27,6 +27,7 @@ from transformers.trainer_callback import PrinterCallback
 from scale_callbacks import ConsoleSink, MemorySink
 from scale_callbacks.integrations.transformers import LossForecastCallback
 from scale_callbacks.report import save_forecast_png
+from scale_callbacks.report_html import save_report
 
 # Chosen for a run of about two minutes.
 CONTEXT, BATCH, EPOCHS, PEAK_RATE = 128, 8, 3, 3e-3
@@ -148,7 +149,9 @@ def main(
     say(table(forecasts, steps, final))
     say(f"It became {final:.4f} (mean over the last 1% of the steps), in {took:.0f} s.")
     save_forecast_png(forecasts.summary, out / "forecast.png")
+    save_report(forecasts.summary, out / "report.html")
     say(f"\nPicture       {out / 'forecast.png'}")
+    say(f"Report        {out / 'report.html'}")
     say(f"MLflow run    mlflow ui --backend-store-uri {store}")
 
 

@@ -32,6 +32,7 @@ from torch.utils.data import DataLoader
 
 from scale_callbacks import ConsoleSink, LossForecast, MemorySink
 from scale_callbacks.report import save_forecast_png
+from scale_callbacks.report_html import save_report
 
 # Chosen before any forecast was run, for the best validation loss within two to three minutes on a CPU.
 CONTEXT = 128  # bytes
@@ -304,9 +305,11 @@ def main(
         f"on {steps * batch * CONTEXT / 1e6:.1f} MB; val_loss {curves.final('val_loss', steps):.4f}."
     )
     save_forecast_png(forecasts.summary, out / "forecast.png")
+    save_report(forecasts.summary, out / "report.html")
     mlflow = here(Path(sys.executable).with_name("mlflow"))
     page = f"experiments/{logger.experiment_id}/runs/{logger.run_id}/model-metrics"
     say(f"\nPicture       {out / 'forecast.png'}")
+    say(f"Report        {out / 'report.html'}")
     say(f"MLflow run    {mlflow} ui --backend-store-uri {store}")
     say(f"  its page    http://127.0.0.1:5000/#/{page}")
 

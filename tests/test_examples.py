@@ -50,6 +50,7 @@ def test_demo_leaves_a_picture_and_an_mlflow_run_at_the_page_it_names(demo):
 
     out, said, _ = demo
     assert (out / "forecast.png").read_bytes().startswith(b"\x89PNG")
+    assert (out / "report.html").read_text(encoding="utf-8").startswith("<!doctype html>")
     experiment, run_id = re.search(r"experiments/(\d+)/runs/(\w+)/model-metrics", said).groups()
     client = MlflowClient(re.search(r"--backend-store-uri (\S+)", said)[1])
     run = client.get_run(run_id)

@@ -86,6 +86,7 @@ def test_finetuning_says_the_forecasts_and_the_final_loss(tmp_path):
         assert (float(low) <= final <= float(high)) == (held == "yes")
     assert final < 3.5  # 5.5 is a guess
     assert (tmp_path / "forecast.png").read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "report.html").read_text(encoding="utf-8").startswith("<!doctype html>")
     client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
     (run,) = client.search_runs([client.get_experiment_by_name("finetune").experiment_id])
     assert run.info.status == "FINISHED"
