@@ -311,7 +311,8 @@ class Monitor:
         return metrics
 
     def _look_for_trouble(self) -> None:
-        if self.deviation is not None and self.deviation.outside:
+        told = getattr(self.forecaster, "warns_of_deviation", True)
+        if told and self.deviation is not None and self.deviation.outside:
             self._count(f"{self.name} left its forecast band", self.deviation.sentence(self.name))
         if frozen(self.forecaster.curve.bins()):
             self._count(f"{self.name} does not change", "the same value at every step of late")

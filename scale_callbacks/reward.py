@@ -57,6 +57,9 @@ class RewardForecaster:
     True
     """
 
+    # Rewards take many shapes under autocorrelated noise: of 51 sound runs 14 would have been warned of.
+    warns_of_deviation = False
+
     def __init__(
         self,
         horizon: int | None,

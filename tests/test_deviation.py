@@ -4,7 +4,7 @@ import logging
 import numpy as np
 import pytest
 
-from scale_callbacks import LossForecaster, MemorySink, Monitor, Schedule
+from scale_callbacks import LossForecaster, MemorySink, Monitor, RewardForecaster, Schedule
 from scale_callbacks.curve import Curve
 from scale_callbacks.deviation import LIMIT, Deviation, DivergenceRule, Expectation, deviation, frozen
 
@@ -70,6 +70,16 @@ def test_a_loss_that_creeps_up_is_told():
     memory = MemorySink()
     watch(losses, sinks=[memory])
     assert any(score > LIMIT for step, score in scores(memory).items() if 500 < step <= 650)
+
+
+def test_a_reward_that_rises_late_is_measured_but_no_warning():
+    steps = np.arange(1, T + 1)
+    noise = np.random.default_rng(0).normal(0, 0.01, T)
+    memory = MemorySink()
+    monitor = Monitor(RewardForecaster(T), sinks=[memory], name="reward")
+    watch(1.0 / (1.0 + np.exp(-(steps - 400) / 30)) + noise, monitor=monitor)
+    assert max(scores(memory).values()) > LIMIT
+    assert monitor.warnings == {}
 
 
 def test_an_isolated_spike_is_no_deviation():
