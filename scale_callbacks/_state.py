@@ -34,6 +34,11 @@ def check_seal(state: Mapping[str, Any]) -> None:
             raise ValueError("its checksum does not fit")
 
 
+def check_numbers(state: Any) -> None:
+    """Raise ValueError where any number of a state is not finite."""
+    json.dumps(_plain(state), allow_nan=False)
+
+
 def finite(values: Iterable[Any], count: int | None = None) -> list[float]:
     """Plain floats, as many as wanted; ValueError where one is not finite."""
     numbers = [float(value) for value in values]

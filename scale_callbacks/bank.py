@@ -238,7 +238,8 @@ class LawBank:
             (walk.evidence(rows, self._scouts, _SCOUTED) + scout_prior).max(axis=(1, 2)) + weight
             for walk, weight in zip(walks, weights, strict=True)
         ]
-        least = max(float(best.max()) for best in scouted) - MARGIN
+        best_of_all = max(float(best.max()) for best in scouted)
+        least = best_of_all - MARGIN - 1e-9 * abs(best_of_all)  # wild data make log-evidences that round
         logs, members = [], []
         for i, (walk, best) in enumerate(zip(walks, scouted, strict=True)):
             likely = np.flatnonzero(best > least)

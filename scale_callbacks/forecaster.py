@@ -9,7 +9,7 @@ from typing import Any, SupportsFloat
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from scale_callbacks._state import reading
+from scale_callbacks._state import check_numbers, reading
 from scale_callbacks.bank import LawBank, Lesson
 from scale_callbacks.curve import Bins, Curve, as_floats
 from scale_callbacks.evidence import LAST, Units, usable
@@ -153,6 +153,7 @@ class LossForecaster:
         """
         curve, train = Curve(1), Curve(1)
         with reading("the state of a loss forecaster"):
+            check_numbers(state)
             curve.load_state_dict(state["curve"])
             train.load_state_dict(state["train"])
         self.curve, self.train = curve, train

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from scale_callbacks._state import check_seal, finite, natural, reading, sealed
+from scale_callbacks._state import check_numbers, check_seal, finite, natural, reading, sealed
 from scale_callbacks._text import fault_text
 from scale_callbacks.curve import Curve
 from scale_callbacks.delivery import Delivery
@@ -224,6 +224,7 @@ class Monitor:
                 "update scale-callbacks"
             )
         with reading("the state of a monitor"):
+            check_numbers(state)
             check_seal(state)
             forecast = None if state["forecast"] is None else Forecast.from_dict(state["forecast"])
             away = state.get("deviation")

@@ -15,6 +15,7 @@ from scale_callbacks.laws.base import Floats, Plan
 LEVEL_SD = 0.5  # prior sd of F about the present level
 _FORBIDDEN = 50.0  # log-evidence against a negative coefficient
 _LEFT = 1e-12  # least share of a precision that is left when another coefficient is eliminated: rounding
+_LEAST_SQUARE = 1e-4  # of a value, to which its noise is taken to be proportional
 Indices = NDArray[np.intp]
 
 
@@ -177,7 +178,7 @@ class Regression:
     def __init__(
         self, priors: Priors, tables: Tables, evidence: Evidence, wander: float, stir: float
     ) -> None:
-        noise = evidence.variance * evidence.values**2 * tables.fade
+        noise = evidence.variance * np.maximum(evidence.values**2, _LEAST_SQUARE) * tables.fade
         self._clock = wander * tables.walk + stir * tables.stir
         self._clock_at = wander * tables.walk_at + stir * tables.stir_at
         walk = np.minimum(self._clock[:, None], self._clock)

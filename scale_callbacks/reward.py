@@ -9,7 +9,7 @@ from typing import Any, Literal, SupportsFloat
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from scale_callbacks._state import reading
+from scale_callbacks._state import check_numbers, reading
 from scale_callbacks.curve import Curve, as_floats
 from scale_callbacks.forecast import Forecast, Status
 from scale_callbacks.mixture import quantiles
@@ -209,6 +209,7 @@ class RewardForecaster:
         """
         curve = Curve(1)
         with reading("the state of a reward forecaster"):
+            check_numbers(state)
             curve.load_state_dict(state["curve"])
             extra = {str(name): Curve(1) for name in state["extra"]}
             for name, saved in extra.items():

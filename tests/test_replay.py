@@ -1,5 +1,4 @@
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -230,18 +229,16 @@ def test_a_million_points_take_seconds_and_little_memory(tmp_path, form):
             file.writelines(f"{s},{v:.5f},{r:.6g}\n" for s, v, r in rows)
         else:
             file.writelines(f'{{"step": {s}, "loss": {v:.5f}, "lr": {r:.6g}}}\n' for s, v, r in rows)
-    command = [
-        sys.executable,
-        "-m",
-        "scale_callbacks.cli",
-        "replay",
-        tmp_path / "log",
-        "--out",
-        tmp_path / "out",
-    ]
-    replaying = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
-    _, status, used = os.wait4(replaying.pid, 0)
-    replaying.returncode = os.waitstatus_to_exitcode(status)
-    assert replaying.returncode == 0
-    assert used.ru_maxrss < 300_000  # kB
-    assert used.ru_utime < 10.0  # 4 to 5 on a machine that has nothing else to do
+    # Asked from inside: what the kernel reports to a parent counts the parent's own memory at the fork.
+    program = (
+        "import sys, time; from pathlib import Path; from scale_callbacks.cli import app\n"
+        "try: app(['replay', *sys.argv[1:]])\n"
+        "except SystemExit as end: assert not end.code\n"
+        "peak = next(l for l in Path('/proc/self/status').read_text().splitlines() if 'VmHWM' in l)\n"
+        "print('used', peak.split()[1], time.process_time())"
+    )
+    command = [sys.executable, "-c", program, tmp_path / "log", "--out", tmp_path / "out"]
+    told = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    peak, seconds = map(float, told.splitlines()[-1].split()[1:])
+    assert peak < 300_000  # kB
+    assert seconds < 10.0  # 4 to 5 on a machine that has nothing else to do
