@@ -195,6 +195,8 @@ class Curve:
                 starts[natural(int(i))] = as_stream(finite(start, len(BLANK)))
             stream = as_stream(finite(state["stream"], len(BLANK)))
             ring = [(step, value) for step, value in (finite(pair, 2) for pair in state["ring"])]
+            if any(a >= b for a, b in pairwise(row[1] for row in rows if row[0])):
+                raise ValueError("the bins are not in order")
             if sum(row[0] for row in rows) != stream[0] or len(ring) > stream[0]:
                 raise ValueError("the bins do not hold what was counted")
             if any(a[0] >= b[0] for a, b in pairwise(ring)) or (ring and ring[-1][0] > stream[1]):
