@@ -27,6 +27,7 @@ def demo(tmp_path_factory):
     return out, run.stdout, run.stderr
 
 
+@pytest.mark.slow
 def test_demo_says_the_forecasts_and_the_final_loss(demo):
     _, said, _ = demo
     final = float(re.search(r"It became (\d\.\d+)", said)[1])
@@ -40,11 +41,13 @@ def test_demo_says_the_forecasts_and_the_final_loss(demo):
         assert (float(low) <= final <= float(high)) == (held == "yes")
 
 
+@pytest.mark.slow
 def test_demo_learns(demo):
     _, said, _ = demo
     assert float(re.search(r"It became (\d\.\d+)", said)[1]) < 3.5  # 5.5 is a guess
 
 
+@pytest.mark.slow
 def test_demo_leaves_a_picture_and_an_mlflow_run_at_the_page_it_names(demo):
     from mlflow import MlflowClient
 
@@ -62,6 +65,7 @@ def test_demo_leaves_a_picture_and_an_mlflow_run_at_the_page_it_names(demo):
     assert "forecast.png" in {file.path for file in client.list_artifacts(run_id)}
 
 
+@pytest.mark.slow
 def test_demo_keeps_other_packages_quiet(demo):
     _, said, complained = demo
     assert complained == ""

@@ -51,7 +51,9 @@ def sync(*args):
     return CliRunner().invoke(app, ["sync", *map(str, args)], env={"COLUMNS": "200"})
 
 
-@pytest.mark.parametrize("mode", [pytest.param("failing", marks=pytest.mark.slow), "stuck", "shut"])
+@pytest.mark.parametrize(
+    "mode", [*(pytest.param(mode, marks=pytest.mark.slow) for mode in ("failing", "stuck")), "shut"]
+)
 def test_a_server_that_never_works_costs_little_and_loses_nothing(
     gate, mode, store, store_uri, experiment, journals
 ):

@@ -64,6 +64,7 @@ def write_journal(folder, head, some):
     return path
 
 
+@pytest.mark.slow
 def test_a_killed_training_goes_on_with_its_run_and_nothing_is_lost_or_doubled(
     store, store_uri, experiment, tmp_path, journals
 ):
