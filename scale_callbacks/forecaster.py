@@ -9,9 +9,10 @@ from typing import Any, SupportsFloat
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from scale_callbacks._numbers import as_floats
 from scale_callbacks._state import check_numbers, reading
 from scale_callbacks.bank import LawBank, Lesson
-from scale_callbacks.curve import Bins, Curve, as_floats
+from scale_callbacks.curve import Bins, Curve
 from scale_callbacks.evidence import LAST, Units, usable
 from scale_callbacks.forecast import Forecast, Status
 from scale_callbacks.laws.base import Plan, plan_of

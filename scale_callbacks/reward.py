@@ -9,8 +9,9 @@ from typing import Any, Literal, SupportsFloat
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from scale_callbacks._numbers import as_floats
 from scale_callbacks._state import check_numbers, reading
-from scale_callbacks.curve import Curve, as_floats
+from scale_callbacks.curve import Curve
 from scale_callbacks.forecast import Forecast, Status
 from scale_callbacks.mixture import quantiles
 from scale_callbacks.outlook import Outlook, look_at
