@@ -25,7 +25,7 @@ from scale_callbacks.laws.epochs import EpochBorders
 from scale_callbacks.laws.multi_power import MultiPower
 from scale_callbacks.laws.power import PowerOfArea, PowerOfSteps
 from scale_callbacks.mixture import Mixture, Outlook, gathered
-from scale_callbacks.prior import Prior, Regime
+from scale_callbacks.prior import ABSOLUTE, Prior, Regime
 from scale_callbacks.regression import Evidence, Grid, Regression, Tables
 
 MEMBERS = 6000  # most that the forecast is mixed from; reached only where a curve tells nothing
@@ -98,7 +98,8 @@ class LawBank:
 
     def _kinds(self, noise: float) -> Floats:
         """Probability of each kind of run before its curve is seen."""
-        kinds = np.array([regime.weigh(self.plan.horizon, noise) for regime in self.prior.regimes])
+        plan = self.plan
+        kinds = np.array([r.weigh(plan.horizon, noise, plan.peak) for r in self.prior.regimes])
         if self.told:
             kinds *= [self.prior.told if r.name == "finetuning" else 1.0 for r in self.prior.regimes]
         return np.asarray(kinds / kinds.sum(), dtype=np.float64)
@@ -225,7 +226,9 @@ class LawBank:
 
     def _walks(self, evidence: Evidence, points: Floats) -> list[Regression]:
         clock = self.prior.clock
-        tables = Tables.of(self.plan, self.decay, self.drop, self._stirred, clock, evidence.steps, points)
+        tables = Tables.of(
+            self.plan, self.decay, self.drop, self._stirred, clock, evidence.steps, points, evidence.spacing
+        )
         priors, stir = self.grid.priors(tables), self.prior.stir[0] ** 2
         return [Regression(priors, tables, evidence, sd**2, stir) for sd in self.prior.wander]
 
@@ -282,7 +285,7 @@ def _heaviest(weights: Floats, most: int) -> NDArray[np.intp]:
 
 def _log_peak(peak: float) -> float:
     """Log of the absolute peak rate over 5e-4, 0 below it, kept to the range known; 0 for relative units."""
-    return float(np.log(np.clip(peak, 5e-4, 4e-3) / 5e-4)) if peak < 0.05 else 0.0
+    return float(np.log(np.clip(peak, 5e-4, 4e-3) / 5e-4)) if peak < ABSOLUTE else 0.0
 
 
 def _normalised(log: Floats) -> Floats:

@@ -15,6 +15,8 @@ Floats = NDArray[np.float64]
 MOST = 64  # bins handed to the bank: more make no forecast better
 LAST = 0.01  # share of the plan whose mean loss is forecast
 _TINY = 1e-12
+_ENOUGH = 8  # bins that tell their noise
+_FORGOTTEN = 300  # observations after which the stream's figure has forgotten the first ones
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,26 @@ def usable(bins: Bins, horizon: float, warmup: float, skip: tuple[float, float, 
     kept = bins.steps > start
     kept[-4:] = True
     return gathered(_chosen(bins, kept), horizon)
+
+
+def quieter(used: Bins, noise: float) -> float:
+    """The noise of one observation: as the stream has it, or less where each bin lies between its neighbours.
+
+    The stream's figure still remembers how the first steps bent; where observations are few it is mostly that.
+
+    Args:
+        used: the bins that follow a law.
+        noise: sd of one observation by the stream's second differences.
+    """
+    if len(used) < _ENOUGH or used.count.sum() > _FORGOTTEN:
+        return noise
+    before, here, after = used.steps[:-2], used.steps[1:-1], used.steps[2:]
+    part = (here - before) / (after - before)
+    off = used.robust[1:-1] - (1.0 - part) * used.robust[:-2] - part * used.robust[2:]
+    each = 1.0 / used.count
+    off /= np.sqrt(each[1:-1] + (1.0 - part) ** 2 * each[:-2] + part**2 * each[2:])
+    typical = 1.4826 * float(np.median(np.abs(off)))  # of a normal distribution
+    return min(noise, typical * (1.0 + 4.0 / len(off)))
 
 
 def gathered(bins: Bins, horizon: float) -> Bins:

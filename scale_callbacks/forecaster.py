@@ -13,7 +13,7 @@ from scale_callbacks._numbers import as_floats
 from scale_callbacks._state import check_numbers, reading
 from scale_callbacks.bank import LawBank, Lesson
 from scale_callbacks.curve import Bins, Curve
-from scale_callbacks.evidence import LAST, Units, usable
+from scale_callbacks.evidence import LAST, Units, quieter, usable
 from scale_callbacks.forecast import Forecast, Status
 from scale_callbacks.laws.base import Plan, plan_of
 from scale_callbacks.mixture import Mixture, Outlook, quantiles
@@ -164,9 +164,10 @@ class LossForecaster:
         horizon = float(self.horizon)
         used = usable(bins or curve.bins(), horizon, min(self.schedule.warmup, horizon), self.prior.skip)
         units = Units.of(used, ratio=self._several_epochs)
-        noise = min(curve.noise / units.scale, _MOST_NOISE)
+        noise = min(quieter(used, curve.noise) / units.scale, _MOST_NOISE)
         variance = noise**2 / used.count + self.prior.floor**2
-        return Evidence(used.steps, units.inward(used.robust), variance, noise), units
+        spacing = (float(curve.last_step or 0) - float(curve.first_step or 0)) / max(curve.n - 1, 1)
+        return Evidence(used.steps, units.inward(used.robust), variance, noise, spacing), units
 
     def _lessons(self, bank: LawBank) -> Floats | float:
         """Log weights that references and the train loss add to the prior."""

@@ -13,6 +13,9 @@ import numpy as np
 
 Pair = tuple[float, float]
 
+ABSOLUTE = 0.05  # a peak rate from here on is taken for a relative one
+_ADAM = 5e-3  # rates above it are those of other optimizers, and do not tell kinds of runs apart
+
 
 @dataclass(frozen=True)
 class Regime:
@@ -28,6 +31,7 @@ class Regime:
         speed: mean and sd of log(multi-power's C).
         horizon: mean and sd of log(planned steps): where such runs are found.
         noise: mean and sd of log(sd of one observation over the loss).
+        rate: mean and sd of log(peak learning rate), where that is an Adam's in absolute units.
         widening: factors on the interval's half-widths of such runs, up to a fifth of the plan and from four
             fifths on.
     """
@@ -41,15 +45,24 @@ class Regime:
     speed: Pair
     horizon: Pair
     noise: Pair
+    rate: Pair = (-7.5, 3.0)
     widening: Pair = (1.0, 1.0)
 
-    def weigh(self, horizon: float, noise: float) -> float:
-        """Probability of the kind, up to a factor, for a plan's length and a curve's noise.
+    def weigh(self, horizon: float, noise: float, peak: float) -> float:
+        """Probability of the kind, up to a factor, for a plan's length, a curve's noise and the peak rate.
 
-        Both say little, so neither may count against a kind by more than a factor of e^4.
+        Each says little, so none may count against a kind by more than a factor of e^4.
+
+        Args:
+            horizon: planned steps.
+            noise: sd of one observation over the loss.
+            peak: highest learning rate; nothing is made of one that is relative or of another optimizer.
         """
         weight = self.weight
-        for value, (mean, sd) in ((horizon, self.horizon), (max(noise, 1e-6), self.noise)):
+        told = [(horizon, self.horizon), (max(noise, 1e-6), self.noise)]
+        if 0.0 < peak < _ADAM:
+            told.append((peak, self.rate))
+        for value, (mean, sd) in told:
             weight *= math.exp(-min(0.5 * ((math.log(value) - mean) / sd) ** 2, 4.0)) / sd
         return weight
 

@@ -28,12 +28,14 @@ class Evidence:
         values: loss over its present level.
         variance: white-noise variance of each bin's mean.
         noise: sd of one observation, over the loss.
+        spacing: steps from one observation to the next; 0 for every step.
     """
 
     steps: Floats
     values: Floats
     variance: Floats
     noise: float
+    spacing: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -113,6 +115,7 @@ class Tables:
         power: float,
         steps: Floats,
         points: Floats,
+        spacing: float = 0.0,
     ) -> Tables:
         """Read tables off at bins and points.
 
@@ -124,8 +127,11 @@ class Tables:
             power: p of the random walk's clock.
             steps: of the bins.
             points: steps to forecast at; the mean over the last 1% of the plan is added as a last one.
+            spacing: steps between observations: where few fall in the last 1%, those few are the mean.
         """
-        end = np.linspace(0.99 * plan.horizon, plan.horizon, 9)
+        since = 0.01 * plan.horizon
+        since -= since % spacing if 0.0 < spacing < since else 0.0
+        end = plan.horizon - np.linspace(since if spacing < 0.01 * plan.horizon else 0.0, 0.0, 9)
         here = _reader(plan.steps, steps)
         there = _reader(plan.steps, np.concatenate((points, end)))
         area = np.maximum(here(plan.area), 1e-4)
