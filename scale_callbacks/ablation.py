@@ -49,8 +49,8 @@ ABLATIONS: dict[str, Callable[[Prior], Prior]] = {
 
 
 def uncalibrated(prior: Prior) -> Prior:
-    """The prior with no factors on interval widths but the fine-tuning kind's."""
-    regimes = [r if r.name == "finetuning" else replace(r, widening=(1.0, 1.0)) for r in prior.regimes]
+    """The prior with no factors on interval widths but those of the fine-tuning kind and of the catch-all."""
+    regimes = [r if r.name != "short" else replace(r, widening=(1.0, 1.0)) for r in prior.regimes]
     return prior.with_(calibration=PLAIN, regimes=tuple(regimes))
 
 

@@ -16,6 +16,7 @@ Floats = NDArray[np.float64]
 
 SMALL = "small"  # how sources of short runs begin
 SHARES = (0.1, 0.2, 0.3, 0.5, 0.7, 0.9)
+_EARLY = 0.1  # share of the plan up to which no interval is narrowed
 
 
 class Told(NamedTuple):
@@ -62,7 +63,8 @@ def calibrated(prior: Prior, rows: Sequence[Told], level: float = 0.9, shrink: f
     By share of the plan seen, neighbouring shares counting half, and apart for plans whose rate still falls
     by less and by more than a third of its peak; then one factor for all short runs. Runs that are no
     language models have no say: the kind they are like widens theirs. Runs of one source share the weight of
-    the square root of their number. Each factor is a quantile of error over half-width, drawn towards 1.
+    the square root of their number. Each factor is a quantile of error over half-width, drawn towards 1; up to
+    a tenth of the plan, where few runs have been seen and least is known, none narrows.
 
     Args:
         prior: what the rows were forecast with.
@@ -147,7 +149,8 @@ def _factor(rows: Sequence[Told], share: float, open_: bool, level: float) -> fl
     if len(near) < 8:
         return 1.0
     weights = _weights(near) * [1.0 if row.share == share else 0.5 for row in near]
-    return float(np.clip(_quantile(_ratios(near), weights, level), 0.6, 2.5))
+    least = 1.0 if share <= _EARLY else 0.6
+    return float(np.clip(_quantile(_ratios(near), weights, level), least, 2.5))
 
 
 def _ratios(rows: Sequence[Told]) -> Floats:

@@ -15,6 +15,7 @@ Floats = NDArray[np.float64]
 MOST = 64  # bins handed to the bank: more make no forecast better
 LAST = 0.01  # share of the plan whose mean loss is forecast
 _TINY = 1e-12
+_PLENTY = 24  # bins: fewer are not thinned by their share of what was seen
 _ENOUGH = 8  # bins that tell their noise
 _FORGOTTEN = 300  # observations after which the stream's figure has forgotten the first ones
 
@@ -62,18 +63,20 @@ class Units:
 
 
 def usable(bins: Bins, horizon: float, warmup: float, skip: tuple[float, float, float]) -> Bins:
-    """The bins that follow a law: not the first steps, not the warm-up, at least the last four.
+    """The bins that follow a law: not the first steps, not the warm-up, and of many only the later ones.
 
     Args:
         bins: all occupied bins.
         horizon: last step of the plan.
         warmup: last step of the leading warm-up.
-        skip: left out are bins before these shares of the plan, of what was seen, and of the warm-up
-            (but of the warm-up never more than half of what was seen).
+        skip: left out are bins before these shares of the plan, of what was seen (as long as 24 later ones
+            remain) and of the warm-up (but of the warm-up never more than half of what was seen). The last
+            four are never left out.
     """
     seen = float(bins.steps[-1])
-    start = max(skip[0] * horizon, skip[1] * seen, min(skip[2] * warmup, 0.5 * seen))
-    kept = bins.steps > start
+    kept = bins.steps > skip[1] * seen
+    kept[-_PLENTY:] = True
+    kept &= bins.steps > max(skip[0] * horizon, min(skip[2] * warmup, 0.5 * seen))
     kept[-4:] = True
     return gathered(_chosen(bins, kept), horizon)
 
