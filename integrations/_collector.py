@@ -37,12 +37,11 @@ class Collector:
         device = self._ranks.device
         parts = [torch.zeros(3, device=device)] * 2
         try:
-            parts[0] = self._window.totals().to(device)
+            parts[0] = self._window.take().to(device)
             if value is not None:
                 one = LossWindow()
                 one.add(value)
                 parts[1] = one.totals().to(device)
-            self._window.reset()
         except Exception as fault:
             self._fail(fault)
         failed = torch.full((1,), float(self.failed), device=device)

@@ -7,10 +7,10 @@ from typing import Any, Literal
 import lightning.pytorch as pl
 from lightning.pytorch.utilities import rank_zero_info
 
+from scale_callbacks.due import forecast_steps
 from scale_callbacks.integrations._ranks import Mean
 from scale_callbacks.integrations._watch import Watch
 from scale_callbacks.integrations.lightning import LossForecast
-from scale_callbacks.monitor import forecast_steps
 from scale_callbacks.reward import RewardForecaster
 from scale_callbacks.saturation import Reason, SaturationRule
 from scale_callbacks.schedule import Schedule

@@ -1,7 +1,7 @@
 """PyTorch: the learning-rate plan of a live optimizer and scheduler, and a loss window kept on the device."""
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from operator import length_hint
 from typing import Any
 
@@ -194,16 +194,11 @@ class LossWindow(torchmetrics.Metric):
     def __init__(self, *, slots: int = 64, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.add_state("sums", torch.zeros(3), dist_reduce_fx="sum")
-        self.slots = slots
-        self._views: tuple[torch.Tensor, ...] = ()
-        self._handed: tuple[torch.Tensor, ...] = ()
-        # An iterator, because setting an attribute of a module on every step costs more than the copy.
-        self._free: Iterator[torch.Tensor] = iter(self._handed)
-        self._buffer: torch.Tensor | None = None
+        self._slots = _Slots(slots)
 
     def add(self, loss: torch.Tensor) -> None:
         """Take one loss (the mean of a tensor of several) without waiting for its device."""
-        slot = next(self._free, None)
+        slot = next(self._slots.free, None)
         if slot is None:
             slot = self._make_room(loss)
         if loss.requires_grad:
@@ -224,6 +219,12 @@ class LossWindow(torchmetrics.Metric):
         self._fold()
         return self.sums.clone()
 
+    def take(self) -> torch.Tensor:
+        """The totals; a new window begins."""
+        totals = self.totals()
+        self.sums.zero_()
+        return totals
+
     def restore(self, totals: Iterable[float]) -> None:
         """Continue a window from what `totals` gave."""
         self.reset()
@@ -232,7 +233,7 @@ class LossWindow(torchmetrics.Metric):
 
     def reset(self) -> None:
         """Begin a new window."""
-        self._hand(())
+        self._slots.give(())
         super().reset()
 
     def sync(self, *args: Any, **kwargs: Any) -> None:
@@ -244,26 +245,44 @@ class LossWindow(torchmetrics.Metric):
         self._fold()
         self._update_count += 1
         self._computed = None
-        if self._buffer is None or self._buffer.device != loss.device:
+        if self._slots.device != loss.device:
             self.to(loss.device)
-            self._buffer = torch.zeros(self.slots, device=loss.device)
-            self._views = self._buffer.unbind()
-        self._hand(self._views)
-        return next(self._free)
+            self._slots.move(loss.device)
+        self._slots.give(self._slots.views)
+        return next(self._slots.free)
 
     def _fold(self) -> None:
-        used = len(self._handed) - length_hint(self._free)
-        if used and self._buffer is not None:
-            seen = self._buffer[:used]
+        seen = self._slots.seen()
+        if seen is not None:
             finite = torch.isfinite(seen)
             count = finite.sum()
-            self.sums += torch.stack((torch.where(finite, seen, 0.0).sum(), count, used - count))
-        self._hand(())
-
-    def _hand(self, slots: tuple[torch.Tensor, ...]) -> None:
-        self._handed = slots
-        self._free = iter(slots)
+            self.sums += torch.stack((torch.where(finite, seen, 0.0).sum(), count, len(seen) - count))
 
     def __getstate__(self) -> dict[str, Any]:
         self._fold()
-        return {**super().__getstate__(), "_views": (), "_buffer": None}
+        return {**super().__getstate__(), "_slots": _Slots(self._slots.size)}
+
+
+class _Slots:
+    """Where losses wait on their device; apart from the metric, whose attributes cost more than a copy."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self.views: tuple[torch.Tensor, ...] = ()
+        self.device: torch.device | None = None
+        self.give(())
+
+    def give(self, views: tuple[torch.Tensor, ...]) -> None:
+        """These may be filled next."""
+        self._given, self.free = len(views), iter(views)
+
+    def move(self, device: torch.device) -> None:
+        """Wait on another device."""
+        self.device, self._buffer = device, torch.zeros(self.size, device=device)
+        self.views = self._buffer.unbind()
+
+    def seen(self) -> torch.Tensor | None:
+        """What was filled since it was last asked for; None for nothing."""
+        used = self._given - length_hint(self.free)
+        self.give(())
+        return self._buffer[:used] if used else None

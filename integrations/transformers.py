@@ -4,12 +4,13 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
+from scale_callbacks.due import forecast_steps
 from scale_callbacks.forecaster import LossForecaster
 from scale_callbacks.integrations import trl
 from scale_callbacks.integrations._agreement import Agreement
 from scale_callbacks.integrations._hf_callback import WatchingCallback, guarded
 from scale_callbacks.integrations._options import check
-from scale_callbacks.monitor import Monitor, forecast_steps
+from scale_callbacks.monitor import Monitor
 from scale_callbacks.reward import RewardForecaster
 from scale_callbacks.saturation import Reason, SaturationRule
 from scale_callbacks.schedule import Schedule

@@ -1,7 +1,9 @@
 """The running state of a stream of values: its level, its noise, and isolated spikes pulled in."""
 
-from collections.abc import Sequence
-from typing import TypeAlias
+from collections.abc import Iterable, Sequence
+from typing import Any, TypeAlias
+
+from scale_callbacks._state import finite, natural
 
 Stream: TypeAlias = tuple[int, float, float, float, float, float, float, int]
 # observations, last step, level, last kept, mean |second difference|, last value, the one before, clipped
@@ -84,3 +86,21 @@ def as_stream(values: Sequence[float]) -> Stream:
     count, *floats, clipped = values
     step, level, kept, rough, last, before = map(float, floats)
     return int(count), step, level, kept, rough, last, before, int(clipped)
+
+
+def checked_row(row: Iterable[Any], low: float, high: float) -> list[float]:
+    """A bin as it comes back from JSON, which must lie between two steps."""
+    count, step, value, squares, robust = finite(row, 5)
+    if natural(count) < 1 or squares < 0.0 or not low * (1.0 - 1e-9) <= step <= high * (1.0 + 1e-9):
+        raise ValueError(f"a bin from step {low} to {high} with {count} observations about step {step}")
+    return [count, step, value, squares, robust]
+
+
+def merged(a: list[float], b: list[float]) -> list[float]:
+    """Two neighbouring bins in one."""
+    if not (a[0] and b[0]):
+        return a if a[0] else b
+    count = a[0] + b[0]
+    share = b[0] / count
+    step, value, robust = (a[i] + share * (b[i] - a[i]) for i in (1, 2, 4))
+    return [count, step, value, a[3] + b[3] + a[0] * share * (b[2] - a[2]) ** 2, robust]

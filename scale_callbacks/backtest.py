@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from scale_callbacks.due import forecast_steps
 from scale_callbacks.forecast import Forecast
 from scale_callbacks.forecaster import LossForecaster
-from scale_callbacks.monitor import forecast_steps
 from scale_callbacks.peers import PEERS
 from scale_callbacks.prior import Prior
 from scale_callbacks.runs import Run

@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-from numpy.typing import NDArray
 
 from scale_callbacks.laws.annealing import AnnealingArea, stirred
 from scale_callbacks.laws.base import Floats, Plan, Shapes
@@ -26,7 +25,7 @@ from scale_callbacks.laws.multi_power import MultiPower
 from scale_callbacks.laws.power import PowerOfArea, PowerOfSteps
 from scale_callbacks.mixture import Mixture, Outlook, gathered
 from scale_callbacks.prior import ABSOLUTE, Prior, Regime
-from scale_callbacks.regression import Evidence, Grid, Regression, Tables
+from scale_callbacks.regression import Evidence, Grid, Indices, Regression, Tables
 
 MEMBERS = 6000  # most that the forecast is mixed from; reached only where a curve tells nothing
 KEPT = 96  # members the path is mixed from
@@ -43,7 +42,7 @@ class Lesson:
     Attributes:
         decays: index of each decay shape, by law and parameters.
         drops: index of each drop shape.
-        log: (decays, slopes, drops, depths) log likelihood, at most 0.
+        log: (drops, depths, decays, slopes) log likelihood, at most 0.
     """
 
     decays: dict[tuple[str | float, ...], int]
@@ -79,7 +78,7 @@ class LawBank:
         self.drop = np.concatenate([shapes.features for shapes in self._drops])
         self._stirred = stirred(plan, prior.stir[1])
         self.slopes = np.array(prior.slopes)
-        self._shape = (len(self.decay), len(prior.slopes), len(self.drop), len(prior.drops))
+        self._shape = (len(self.drop), len(prior.drops), len(self.decay), len(prior.slopes))
         self._scouts = np.arange(0, len(self.drop), 3)
         borders = np.array([law == "epochs" for law in self.law_of_drop()])[:, None]
         falls = np.where(borders, prior.border_drops, prior.drops)
@@ -88,10 +87,10 @@ class LawBank:
 
     @cached_property
     def _by_regime(self) -> Floats:
-        """(regimes, decays, slopes, drops, depths): prior of every member within each kind of run."""
+        """(regimes, drops, depths, decays, slopes): prior of every member within each kind of run."""
         return np.stack(
             [
-                np.exp(self._decay_prior(regime)[:, :, None, None] + self._drop_prior(regime))
+                np.exp(self._drop_prior(regime)[:, :, None, None] + self._decay_prior(regime))
                 for regime in self.prior.regimes
             ]
         )
@@ -106,13 +105,13 @@ class LawBank:
 
     def _kinds_given(self, found: _Found, noise: float) -> dict[str, float]:
         """Probability of each kind of run, given the members found."""
-        members = self._by_regime.reshape(len(self.prior.regimes), -1, *self._shape[2:])
-        joint = self._kinds(noise)[:, None] * members[:, found.row, found.drop, found.depth]
+        members = self._by_regime.reshape(len(self.prior.regimes), -1)
+        joint = self._kinds(noise)[:, None] * members.take(found.member, axis=1)
         kinds = (joint / np.maximum(joint.sum(axis=0), 1e-300)) @ found.weights
         return dict(zip((regime.name for regime in self.prior.regimes), kinds.tolist(), strict=True))
 
     def log_prior(self, noise: float) -> Floats:
-        """(decays, slopes, drops, depths): log prior of every member, given the curve's noise.
+        """(drops, depths, decays, slopes): log prior of every member, given the curve's noise.
 
         Args:
             noise: sd of one observation over the loss.
@@ -163,14 +162,16 @@ class LawBank:
 
     def lesson(self, evidence: Evidence) -> Lesson:
         """What a curve says about the members: its log marginal likelihood under each, up to a constant."""
-        walks = self._walks(evidence, np.zeros(0))
+        told = self._regression(evidence, np.zeros(0))
         rows, drops = np.arange(self.decay.shape[0] * len(self.slopes)), np.arange(len(self.drop))
-        weights = np.log(self.prior.wander_weights)
-        scouts = np.array([walk.evidence(rows, self._scouts).max() for walk in walks]) + weights
+        walks, weights = np.arange(len(self.prior.wander)), np.log(self.prior.wander_weights)
+        scouts = told.evidence(walks, rows, self._scouts).max(axis=(1, 2, 3)) + weights
         likely = np.flatnonzero(scouts > scouts.max() - MARGIN)
-        logs = [walks[i].evidence(rows, drops) + weights[i] for i in likely]
-        told = np.logaddexp.reduce(logs, axis=0).reshape(*self._shape)
-        return Lesson(self._keys(self._decays), self._keys(self._drops), told - told.max())
+        logs = [
+            told.evidence(likely[i : i + 1], rows, drops)[0] + weights[likely[i]] for i in range(len(likely))
+        ]
+        log = np.logaddexp.reduce(logs, axis=0).reshape(*self._shape)
+        return Lesson(self._keys(self._decays), self._keys(self._drops), log - log.max())
 
     def taught(self, lesson: Lesson) -> Floats:
         """A lesson from another bank of the same prior, brought to this bank's members.
@@ -183,7 +184,7 @@ class LawBank:
             for key in self._keys(self._decays)
         ]
         columns = [lesson.drops.get(key, none) for key in self._keys(self._drops)]
-        return np.asarray(lesson.log[rows][:, :, columns], dtype=np.float64)
+        return np.asarray(lesson.log[columns][:, :, rows], dtype=np.float64)
 
     @staticmethod
     def _keys(tables: list[Shapes]) -> dict[tuple[str | float, ...], int]:
@@ -202,63 +203,50 @@ class LawBank:
             points: optimizer steps; the mean over the last 1% of the plan is added as a last point.
             lessons: log weights to add to the prior's, from `taught`.
         """
-        walks = self._walks(evidence, points)
-        prior = (self.log_prior(evidence.noise) + lessons).reshape(-1, *self._shape[2:])
-        found = self._heavy(walks, prior)
+        regression = self._regression(evidence, points)
+        found = self._heavy(regression, self.log_prior(evidence.noise) + lessons)
+        ends, spread = regression.predict(*found.indices, slice(-1, None))
+        heavy = found.heaviest(KEPT)
+        path = Mixture(heavy.weights, *regression.predict(*heavy.indices, slice(None)))
+        end = gathered(found.weights, ends[:, 0], spread[:, 0], _CELLS)
         laws, kinds = self._law_weights(found), self._kinds_given(found, evidence.noise)
-        count = len(points) + 1
-        heavy = _heaviest(found.weights, KEPT)
-        mean, variance = np.empty((len(heavy), count)), np.empty((len(heavy), count))
-        ends = np.empty((2, len(found.weights)))
-        for i, walk in enumerate(walks):
-            here = np.flatnonzero(found.walk == i)
-            if len(here):
-                told = walk.predict(found.row[here], found.drop[here], found.depth[here], slice(-1, None))
-                ends[:, here] = told[0][:, 0], told[1][:, 0]
-            here = np.flatnonzero(found.walk[heavy] == i)
-            if len(here):
-                on = heavy[here]
-                mean[here], variance[here] = walk.predict(
-                    found.row[on], found.drop[on], found.depth[on], slice(None)
-                )
-        path = Mixture(found.weights[heavy] / found.weights[heavy].sum(), mean, variance)
-        return Outlook(gathered(found.weights, ends[0], ends[1], _CELLS), *path.moments(), laws, kinds)
+        return Outlook(end, *path.moments(), laws, kinds)
 
-    def _walks(self, evidence: Evidence, points: Floats) -> list[Regression]:
+    def _regression(self, evidence: Evidence, points: Floats) -> Regression:
         clock = self.prior.clock
-        tables = Tables.of(
-            self.plan, self.decay, self.drop, self._stirred, clock, evidence.steps, points, evidence.spacing
-        )
-        priors, stir = self.grid.priors(tables), self.prior.stir[0] ** 2
-        return [Regression(priors, tables, evidence, sd**2, stir) for sd in self.prior.wander]
+        tables = Tables.of(self.plan, self.decay, self.drop, self._stirred, clock, evidence, points)
+        wander = np.square(self.prior.wander)
+        return Regression(self.grid.priors(tables), tables, evidence, wander, self.prior.stir[0] ** 2)
 
-    def _heavy(self, walks: list[Regression], prior: Floats) -> _Found:
+    def _heavy(self, regression: Regression, prior: Floats) -> _Found:
         """All members that carry weight: decays are scouted under a few drops first."""
-        rows, every = np.arange(len(prior)), np.arange(len(self.drop))
+        drops, depths, decays, slopes = self._shape
+        prior = prior.reshape(drops, depths, -1)
+        walks, rows, every = np.arange(len(self.prior.wander)), np.arange(decays * slopes), np.arange(drops)
         weights = np.log(self.prior.wander_weights)
-        scout_prior = prior[:, self._scouts, _SCOUTED]
-        scouted = [
-            (walk.evidence(rows, self._scouts, _SCOUTED) + scout_prior).max(axis=(1, 2)) + weight
-            for walk, weight in zip(walks, weights, strict=True)
-        ]
-        best_of_all = max(float(best.max()) for best in scouted)
-        least = best_of_all - MARGIN - 1e-9 * abs(best_of_all)  # wild data make log-evidences that round
-        logs, members = [], []
-        for i, (walk, best) in enumerate(zip(walks, scouted, strict=True)):
-            likely = np.flatnonzero(best > least)
-            log = walk.evidence(likely, every) + prior[likely] + weights[i]
-            row, drop, depth = np.nonzero(log > least)
-            logs.append(log[row, drop, depth])
-            members.append(np.stack((np.full(len(row), i), likely[row], drop, depth)))
-        log = np.concatenate(logs)
+        scouted = regression.evidence(walks, rows, self._scouts, _SCOUTED)
+        scouted += prior[self._scouts, _SCOUTED]
+        best = scouted.max(axis=(1, 2)) + weights[:, None]
+        least = best.max() - MARGIN - 1e-9 * abs(best.max())  # wild data make log-evidences that round
+        logs, members, walk = [], [], []
+        for i in walks:
+            likely = np.flatnonzero(best[i] > least)
+            log = regression.evidence(walks[i : i + 1], likely, every)[0]
+            log += prior[:, :, likely]
+            log += weights[i]
+            at = np.flatnonzero(log > least)
+            logs.append(log.ravel()[at])
+            cell, at = np.divmod(at, len(likely))
+            members.append(cell * len(rows) + likely[at])
+            walk.append(np.full(len(at), i))
+        log, member = np.concatenate(logs), np.concatenate(members)
         kept = np.flatnonzero(log > log.max() - MARGIN)
         kept = kept[_heaviest(log[kept], MEMBERS)]
         heavy = np.exp(log[kept] - log.max())
-        walk, row, drop, depth = np.concatenate(members, axis=1)[:, kept]
-        return _Found(heavy / heavy.sum(), walk, row, drop, depth)
+        return _Found(heavy / heavy.sum(), np.concatenate(walk)[kept], member[kept], (depths, len(rows)))
 
     def _law_weights(self, found: _Found) -> dict[str, float]:
-        by_drop = np.bincount(found.drop, found.weights, len(self.drop))
+        by_drop = np.bincount(found.indices[2], found.weights, len(self.drop))
         laws = dict.fromkeys(("power", "annealing", "multi_power", "epochs"), 0.0)
         for law, weight in zip(self.law_of_drop(), by_drop.tolist(), strict=True):
             laws[law] += weight
@@ -267,16 +255,35 @@ class LawBank:
 
 @dataclass(frozen=True)
 class _Found:
-    """Members that carry weight: posterior weights, and indices of walk, decay and slope, drop, depth."""
+    """Members that carry weight.
+
+    Attributes:
+        weights: posterior weights.
+        walk: index of the variance of the random walk.
+        member: flat index into (drops, depths, decays and slopes).
+        shape: how many depths, decays and slopes there are.
+    """
 
     weights: Floats
-    walk: NDArray[np.intp]
-    row: NDArray[np.intp]
-    drop: NDArray[np.intp]
-    depth: NDArray[np.intp]
+    walk: Indices
+    member: Indices
+    shape: tuple[int, int]
+
+    @cached_property
+    def indices(self) -> tuple[Indices, Indices, Indices, Indices]:
+        """Indices of walk, decay and slope, drop, depth."""
+        cell, row = np.divmod(self.member, self.shape[1])
+        drop, depth = np.divmod(cell, self.shape[0])
+        return self.walk, row, drop, depth
+
+    def heaviest(self, most: int) -> _Found:
+        """The `most` that carry the largest weights, as if there were no others."""
+        kept = _heaviest(self.weights, most)
+        weights = self.weights[kept]
+        return _Found(weights / weights.sum(), self.walk[kept], self.member[kept], self.shape)
 
 
-def _heaviest(weights: Floats, most: int) -> NDArray[np.intp]:
+def _heaviest(weights: Floats, most: int) -> Indices:
     """Indices, in order, of the `most` largest weights."""
     if len(weights) <= most:
         return np.arange(len(weights))

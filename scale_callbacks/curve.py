@@ -15,13 +15,14 @@ from numpy.typing import ArrayLike, NDArray
 
 from scale_callbacks._numbers import as_floats, check_steps
 from scale_callbacks._state import finite, natural, reading
-from scale_callbacks._stream import BLANK, SETTLED, Stream, advance, as_stream, fold
+from scale_callbacks._stream import BLANK, SETTLED, Stream, advance, as_stream, checked_row, fold, merged
 
 Floats: TypeAlias = NDArray[np.float64]
 
 LARGEST = 1e100  # beyond it sums of squares overflow: counted as non-finite
 _GROWTH = 1.5  # bin edges are horizon * (i / bins) ** 1.5: finer where the curve bends
 _MOST_BINS = 2**16  # in a state that is to be believed
+_LEAST = 1.0 - 1e-9  # of a bin's mean step, whose sums are rounded
 _RING = 1024  # raw observations kept for exact rewinds
 _MANY = 64  # observations in one call from which on they are folded in bin by bin
 
@@ -82,6 +83,7 @@ class Curve:
         self._stream: Stream = BLANK
         self._ring: deque[tuple[float, float]] = deque(maxlen=_RING)
         self._first = -1.0
+        self._told: tuple[Stream, float, Bins] | None = None  # the bins last asked for, and when that was
         self.nonfinite = 0
         self.rewinds = 0
 
@@ -157,12 +159,15 @@ class Curve:
 
     def bins(self) -> Bins:
         """The occupied bins so far."""
+        if self._told is not None and self._told[0] is self._stream and self._told[1] == self._edge:
+            return self._told[2]
         table = np.array([row for row in self._rows if row[0]], dtype=np.float64).reshape(-1, 5)
         count, steps, mean, squares, robust = table.T.copy()
         columns = (steps, mean, robust, np.sqrt(squares / np.maximum(count, 1.0)), count)
         for column in columns:
             column.flags.writeable = False
-        return Bins(*columns)
+        self._told = (self._stream, self._edge, Bins(*columns))
+        return self._told[2]
 
     def state_dict(self) -> dict[str, Any]:
         """Everything the curve holds, as plain JSON data."""
@@ -191,12 +196,17 @@ class Curve:
                 raise ValueError(f"{size} bins up to step {edge}")
             rows, starts = [[0.0] * 5 for _ in range(size)], cast(list[Stream | None], [None] * size)
             for i, row in state["rows"].items():
-                rows[natural(int(i))] = _checked_row(row, edge)
+                index = natural(int(i))
+                low, high = (edge * ((index + j) / size) ** _GROWTH for j in (0, 1))
+                rows[index] = checked_row(row, low, high)
             for i, start in state["starts"].items():
                 starts[natural(int(i))] = as_stream(finite(start, len(BLANK)))
             stream = as_stream(finite(state["stream"], len(BLANK)))
             ring = [(step, value) for step, value in (finite(pair, 2) for pair in state["ring"])]
-            if any(a >= b for a, b in pairwise(row[1] for row in rows if row[0])):
+            means = [row[1] for row in rows if row[0]]
+            if any(a >= b for a, b in pairwise(means)) or (
+                means and not means[-1] * _LEAST <= stream[1] <= edge
+            ):
                 raise ValueError("the bins are not in order")
             if sum(row[0] for row in rows) != stream[0] or len(ring) > stream[0]:
                 raise ValueError("the bins do not hold what was counted")
@@ -205,7 +215,7 @@ class Curve:
             first, nonfinite = finite([state["first"]])[0], natural(state["nonfinite"])
             rewinds, robust = natural(state["rewinds"]), bool(state["robust"])
         self._robust, self._edge, self._size, self._rows, self._starts = robust, edge, size, rows, starts
-        self._stream, self._ring, self._first = stream, deque(ring, maxlen=_RING), first
+        self._stream, self._ring, self._first, self._told = stream, deque(ring, maxlen=_RING), first, None
         self.nonfinite, self.rewinds = nonfinite, rewinds
 
     def _bin(self, step: float) -> int:
@@ -260,7 +270,7 @@ class Curve:
         half = self._size // 2
         pairs = [(self._rows[2 * i], self._rows[2 * i + 1]) for i in range(half)]
         starts = [self._starts[2 * i] or self._starts[2 * i + 1] for i in range(half)]
-        self._rows = [_merged(a, b) for a, b in pairs] + [[0.0] * 5 for _ in range(half)]
+        self._rows = [merged(a, b) for a, b in pairs] + [[0.0] * 5 for _ in range(half)]
         self._starts = starts + [None] * half
         self._edge *= 2.0**_GROWTH
 
@@ -284,21 +294,5 @@ class Curve:
             self._rows[index], self._starts[index], self._stream = [0.0] * 5, None, start
 
 
-def _checked_row(row: Any, edge: float) -> list[float]:
-    count, step, value, squares, robust = finite(row, 5)
-    if natural(count) < 1 or squares < 0.0 or not 0.0 <= step <= edge:
-        raise ValueError(f"a bin with {count} observations about step {step}")
-    return [count, step, value, squares, robust]
-
-
 def _tidy(step: float) -> float:
     return int(step) if step == int(step) else step
-
-
-def _merged(a: list[float], b: list[float]) -> list[float]:
-    if not (a[0] and b[0]):
-        return a if a[0] else b
-    count = a[0] + b[0]
-    share = b[0] / count
-    step, value, robust = (a[i] + share * (b[i] - a[i]) for i in (1, 2, 4))
-    return [count, step, value, a[3] + b[3] + a[0] * share * (b[2] - a[2]) ** 2, robust]

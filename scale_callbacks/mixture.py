@@ -89,7 +89,10 @@ def quantiles(weights: Floats, mean: Floats, sd: Floats, probabilities: Sequence
     wanted = np.array(probabilities, dtype=np.float64)
     low = np.full(len(wanted), float((mean - 9.0 * sd).min()))
     high = np.full(len(wanted), float((mean + 9.0 * sd).max()))
-    at = np.full(len(wanted), float(weights @ mean))
+    centre = float(weights @ mean)
+    spread = math.sqrt(float(weights @ (sd**2 + (mean - centre) ** 2)))
+    # From where a normal distribution has them, by way of the logistic one that resembles it.
+    at = np.clip(centre + spread / 1.702 * np.log(wanted / (1.0 - wanted)), low, high)
     enough = 1e-10 * float((high - low).max())  # finer than the distribution function is known
     for _ in range(_STEPS):
         z = (at[:, None] - mean) / sd

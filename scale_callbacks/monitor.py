@@ -7,13 +7,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
 from scale_callbacks._state import check_numbers, check_seal, finite, natural, reading, sealed
 from scale_callbacks._text import fault_text
 from scale_callbacks.curve import Curve
 from scale_callbacks.delivery import Delivery
 from scale_callbacks.deviation import Deviation, Expectation, deviation, frozen
+from scale_callbacks.due import RATIO, forecast_steps
 from scale_callbacks.forecast import Forecast
 from scale_callbacks.schedule import Schedule
 from scale_callbacks.sinks import ForecastPoint, Record, Setting, Sink, Summary
@@ -22,9 +22,6 @@ from scale_callbacks.stopping import Decision, Rule
 _log = logging.getLogger("scale_callbacks")
 
 STATE_VERSION = 2  # 1: without expectations and deviation
-FIRST = 0.01  # share of the plan at which the first forecast is due
-RATIO = 1.1  # geometric spacing at first: early on much changes
-LINEAR = 1 / 50  # then as often as this share of the plan
 
 
 class Forecaster(Protocol):
@@ -43,20 +40,6 @@ class Forecaster(Protocol):
     def measured(self) -> float | None: ...  # noqa: D102
     def state_dict(self) -> dict[str, Any]: ...  # noqa: D102
     def load_state_dict(self, state: Mapping[str, Any]) -> None: ...  # noqa: D102
-
-
-def forecast_steps(horizon: int) -> NDArray[np.int64]:
-    """Steps at which forecasts are due: geometric, then linear, at most about a hundred.
-
-    They depend on the horizon alone, so that a resumed run repeats them and their whole cost is bounded.
-
-    >>> forecast_steps(1000)[:5].tolist(), len(forecast_steps(1000)), len(forecast_steps(10**9))
-    ([10, 11, 13, 14, 15], 73, 73)
-    """
-    bend = LINEAR / (RATIO - 1)  # where the geometric spacing has grown to the linear one
-    early = FIRST * RATIO ** np.arange(math.ceil(math.log(bend / FIRST, RATIO)))
-    late = np.arange(1.0, bend, -LINEAR)[::-1]
-    return np.unique(np.ceil(np.concatenate((early, late)) * horizon - 1e-6).astype(np.int64))
 
 
 class Monitor:
@@ -159,7 +142,11 @@ class Monitor:
 
     def summary(self) -> Summary:
         """Snapshot of the run so far."""
-        finished = self._last_step >= self.forecaster.horizon
+        finished, measured = self._last_step >= self.forecaster.horizon, None
+        if finished:
+            measured = self.forecaster.measured()
+            if measured is None:  # the last mean that was logged lies, by its middle, before the last 1%
+                measured = self.forecaster.curve.last_value
         return Summary(
             name=self.name,
             horizon=self.forecaster.horizon,
@@ -173,7 +160,7 @@ class Monitor:
             warnings=self.warnings,
             deviation=self.deviation,
             finished=finished,
-            measured=self.forecaster.measured() if finished else None,
+            measured=measured,
         )
 
     def flush(self, seconds: float = 5.0) -> bool:

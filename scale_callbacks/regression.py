@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,6 +17,7 @@ LEVEL_SD = 0.5  # prior sd of F about the present level
 _FORBIDDEN = 50.0  # log-evidence against a negative coefficient
 _LEFT = 1e-12  # least share of a precision that is left when another coefficient is eliminated: rounding
 _LEAST_SQUARE = 1e-4  # of a value, to which its noise is taken to be proportional
+_SMALL = 16  # bins whose triangle is inverted as it is
 Indices = NDArray[np.intp]
 
 
@@ -113,9 +115,8 @@ class Tables:
         drop: Floats,
         stirred: Floats,
         power: float,
-        steps: Floats,
+        evidence: Evidence,
         points: Floats,
-        spacing: float = 0.0,
     ) -> Tables:
         """Read tables off at bins and points.
 
@@ -125,14 +126,11 @@ class Tables:
             drop: (drops, plan points).
             stirred: (plan points) how much the changes of the rate have stirred the loss.
             power: p of the random walk's clock.
-            steps: of the bins.
+            evidence: the binned curve.
             points: steps to forecast at; the mean over the last 1% of the plan is added as a last one.
-            spacing: steps between observations: where few fall in the last 1%, those few are the mean.
         """
-        since = 0.01 * plan.horizon
-        since -= since % spacing if 0.0 < spacing < since else 0.0
-        end = plan.horizon - np.linspace(since if spacing < 0.01 * plan.horizon else 0.0, 0.0, 9)
-        here = _reader(plan.steps, steps)
+        end = _end(plan.horizon, evidence.spacing)
+        here = _reader(plan.steps, evidence.steps)
         there = _reader(plan.steps, np.concatenate((points, end)))
         area = np.maximum(here(plan.area), 1e-4)
         area_at = np.maximum(there(plan.area), 1e-4)
@@ -153,14 +151,14 @@ class Tables:
 
 
 class _Ahead(NamedTuple):
-    """The features at the points to forecast, less what the residuals so far already tell.
+    """The features at the points to forecast under each walk, less what the residuals so far already tell.
 
     Attributes:
-        level: (points) of F.
-        decay: (decays, points).
-        drop: (drops, points).
-        mean: (points) what the residuals alone tell.
-        walk: (points) variance of the random walk that they leave.
+        level: (walks, points) of F.
+        decay: (walks, decays, points).
+        drop: (walks, drops, points).
+        mean: (walks, points) what the residuals alone tell.
+        walk: (walks, points) variance of the random walk that they leave.
     """
 
     level: Floats
@@ -171,121 +169,168 @@ class _Ahead(NamedTuple):
 
 
 class Regression:
-    """Conjugate regression of all members under one variance of the random walk.
+    """Conjugate regression of all members under every variance of the random walk.
 
     Args:
         priors: of the members' coefficients, from `Grid.priors`.
         tables: their features at bins and points.
         evidence: the binned curve.
-        wander: variance of the random walk per unit of its clock.
+        wander: (walks) variance of the random walk per unit of its clock.
         stir: variance that a sudden change of the rate by its peak adds to the walk.
     """
 
     def __init__(
-        self, priors: Priors, tables: Tables, evidence: Evidence, wander: float, stir: float
+        self, priors: Priors, tables: Tables, evidence: Evidence, wander: Floats, stir: float
     ) -> None:
         noise = evidence.variance * np.maximum(evidence.values**2, _LEAST_SQUARE) * tables.fade
-        self._clock = wander * tables.walk + stir * tables.stir
-        self._clock_at = wander * tables.walk_at + stir * tables.stir_at
-        walk = np.minimum(self._clock[:, None], self._clock)
+        self._clock = wander[:, None] * tables.walk + stir * tables.stir
+        self._clock_at = wander[:, None] * tables.walk_at + stir * tables.stir_at
+        self._tables, self._slopes = tables, priors.slope.shape[1]
+        covariance = np.minimum(self._clock[:, :, None], self._clock[:, None, :])
+        bins = np.arange(len(noise))
         # Values next to zero have no noise to speak of: without a least one the matrix may have no root.
-        root = np.linalg.cholesky(walk + np.diag(np.maximum(noise, _LEFT * walk.max() + _LEFT**2)))
+        least = _LEFT * self._clock.max(axis=1, keepdims=True) + _LEFT**2
+        covariance[:, bins, bins] += np.maximum(noise, least)
+        root = np.linalg.cholesky(covariance)
+        self._whiten = _inverse(root)
         columns = (np.ones((len(noise), 1)), tables.decay.T, tables.drop.T, evidence.values[:, None])
-        white = np.linalg.solve(root, np.concatenate(columns, axis=1))
-        one, decay, drop, y = np.split(white, np.cumsum([1, len(tables.decay), len(tables.drop)]), axis=1)
-        self._root, self._tables = root, tables
-        self._white = one[:, 0], decay, drop, y[:, 0]
+        white = self._whiten @ np.concatenate(columns, axis=1)
+        ends = np.cumsum([1, len(tables.decay), len(tables.drop)])
+        one, decay, drop, y = np.split(white, ends, axis=2)
+        self._white = one[..., 0], decay, drop, y[..., 0]
         self._eliminate_level(*self._white)
-        self._const = -0.5 * float(y[:, 0] @ y[:, 0]) - float(np.log(np.diag(root)).sum())
-        self._const += 0.5 * self._h0**2 / self._d0 - 0.5 * float(np.log(self._d0))
+        self._const = -0.5 * _dot(y[..., 0], y[..., 0]) - np.log(root[:, bins, bins]).sum(axis=1)
+        self._const += 0.5 * self._h0**2 / self._d0 - 0.5 * np.log(self._d0)
         self._add_priors(priors)
 
     @cached_property
     def _ahead(self) -> _Ahead:
-        """What the residuals so far say about the points to forecast; only a walk that matters is asked."""
+        """What the residuals so far say about the points to forecast."""
         tables, (one, decay, drop, y) = self._tables, self._white
-        shared = np.minimum(self._clock[:, None], self._clock_at)
-        white = np.linalg.solve(self._root, shared)
-        back = white.T
+        shared = np.minimum(self._clock[:, :, None], self._clock_at[:, None, :])
+        white = self._whiten @ shared
+        back = white.transpose(0, 2, 1)
         return _Ahead(
-            1.0 - back @ one,
-            tables.decay_at - (back @ decay).T,
-            tables.drop_at - (back @ drop).T,
-            back @ y,
-            self._clock_at - np.einsum("ij,ij->j", white, white),
+            1.0 - (back @ one[..., None])[..., 0],
+            tables.decay_at - (back @ decay).transpose(0, 2, 1),
+            tables.drop_at - (back @ drop).transpose(0, 2, 1),
+            (back @ y[..., None])[..., 0],
+            self._clock_at - np.einsum("wij,wij->wj", white, white),
         )
 
     def _eliminate_level(self, one: Floats, decay: Floats, drop: Floats, y: Floats) -> None:
         precision = LEVEL_SD**-2
-        self._d0 = float(one @ one) + precision
-        self._h0 = float(one @ y) + precision
-        self._l1, self._l2 = decay.T @ one / self._d0, drop.T @ one / self._d0
+        self._d0 = _dot(one, one) + precision
+        self._h0 = _dot(one, y) + precision
+        known = np.stack((one, y), axis=2)
+        told1, told2 = decay.transpose(0, 2, 1) @ known, drop.transpose(0, 2, 1) @ known
+        d0, h0 = self._d0[:, None], self._h0[:, None]
+        self._l1, self._l2 = told1[..., 0] / d0, told2[..., 0] / d0
         # Never below zero but for rounding, which in wild data may exceed the prior's part.
-        self._a11 = np.maximum(np.einsum("ij,ij->j", decay, decay) - self._l1**2 * self._d0, 0.0)
-        self._a22 = np.maximum(np.einsum("ij,ij->j", drop, drop) - self._l2**2 * self._d0, 0.0)
-        self._a12 = decay.T @ drop - np.outer(self._l1, self._l2) * self._d0
-        self._b1 = decay.T @ y - self._l1 * self._h0
-        self._b2 = drop.T @ y - self._l2 * self._h0
+        self._a11 = np.maximum(np.einsum("wij,wij->wj", decay, decay) - self._l1**2 * d0, 0.0)
+        self._a22 = np.maximum(np.einsum("wij,wij->wj", drop, drop) - self._l2**2 * d0, 0.0)
+        self._a12 = drop.transpose(0, 2, 1) @ decay - self._l2[:, :, None] * (self._l1 * d0)[:, None, :]
+        self._b1, self._b2 = told1[..., 1] - self._l1 * h0, told2[..., 1] - self._l2 * h0
 
     def _add_priors(self, priors: Priors) -> None:
         slope, fall, p1, p2 = priors
-        self._d1, self._h1 = self._a11[:, None] + p1, self._b1[:, None] + p1 * slope
-        self._d2, self._h2 = self._a22[:, None] + p2, self._b2[:, None] + p2 * fall
-        self._log1 = 0.5 * (self._h1**2 / self._d1 - np.log(self._d1 / p1) - p1 * slope**2)
+        walks = len(self._d0)
+        d1, h1 = self._a11[:, :, None] + p1, self._b1[:, :, None] + p1 * slope
         self._log2 = 0.5 * (np.log(p2) - p2 * fall**2)
+        self._d2, self._h2 = self._a22[:, :, None] + p2, self._b2[:, :, None] + p2 * fall
+        log1 = 0.5 * (h1**2 / d1 - np.log(d1 / p1) - p1 * slope**2) + self._const[:, None, None]
+        self._d1, self._h1, self._log1 = (part.reshape(walks, -1) for part in (d1, h1, log1))
 
-    def evidence(self, rows: Indices, drops: Indices, depths: slice = slice(None)) -> Floats:
-        """(rows, drops, depths): log marginal likelihood; a negative coefficient is forbidden.
+    def evidence(self, walks: Indices, rows: Indices, drops: Indices, depths: slice = slice(None)) -> Floats:
+        """(walks, drops, depths, rows): log marginal likelihood; a negative coefficient is forbidden.
 
         Args:
+            walks: which variances of the random walk.
             rows: members of the decay, as flat indices into (decays, slopes).
             drops: drop shapes.
             depths: which of their depths.
         """
-        j, d1, h1 = rows // self._d1.shape[1], self._d1.ravel()[rows], self._h1.ravel()[rows]
-        cross = self._a12[j][:, drops]
-        ratio = cross / d1[:, None]
-        h2 = self._h2[drops, depths] - (ratio * h1[:, None])[..., None]
-        d2 = self._d2[drops, depths]
-        d2 = np.maximum(d2 - (ratio * cross)[..., None], _LEFT * d2)
-        fall = h2 / d2
-        forbidden = fall < 0.0
-        forbidden |= ratio[..., None] * fall > (h1 / d1)[:, None, None]
-        h2 *= fall
-        h2 -= np.log(d2)
-        h2 *= 0.5
-        h2 += self._log1.ravel()[rows, None, None] + self._const
-        h2 += self._log2[drops, depths]
-        h2[forbidden] -= _FORBIDDEN
-        return np.asarray(h2, dtype=np.float64)
+        # Rows come last: numpy is quick only along a long last axis.
+        at = np.ix_(walks, rows)
+        d1, h1, log1 = (part[at][:, None] for part in (self._d1, self._h1, self._log1))
+        cross = self._a12[np.ix_(walks, drops, rows // self._slopes)]
+        ratio = cross / d1
+        d2, h2 = (part[np.ix_(walks, drops)][:, :, depths, None] for part in (self._d2, self._h2))
+        left = d2 - (ratio * cross)[:, :, None]
+        np.maximum(left, _LEFT * d2, out=left)
+        log = h2 - (ratio * h1)[:, :, None]
+        fall = log / left
+        forbidden = log < 0.0
+        log *= fall
+        fall *= ratio[:, :, None]
+        forbidden |= fall > (h1 / d1)[:, :, None]
+        log -= np.log(left, out=left)
+        log *= 0.5
+        log += log1[:, :, None]
+        log += self._log2[drops, depths, None]
+        log -= _FORBIDDEN * forbidden
+        return np.asarray(log, dtype=np.float64)
 
-    def predict(self, rows: Indices, k: Indices, m: Indices, points: slice) -> tuple[Floats, Floats]:
+    def predict(
+        self, walk: Indices, rows: Indices, k: Indices, m: Indices, points: slice
+    ) -> tuple[Floats, Floats]:
         """(members, points): mean and variance of the loss at some of the points to forecast.
 
         Args:
-            rows: the members' decays, as flat indices into (decays, slopes).
+            walk: the members' variances of the random walk.
+            rows: their decays, as flat indices into (decays, slopes).
             k: their drop shapes.
             m: their depths.
             points: which points; the end is the last.
         """
-        j, d1, cross = (
-            rows // self._d1.shape[1],
-            self._d1.ravel()[rows],
-            self._a12[rows // self._d1.shape[1], k],
+        ahead, (_, drops, decays) = self._ahead, self._a12.shape
+        decay, drop = walk * decays + rows // self._slopes, walk * drops + k
+        row, depth = walk * self._d1.shape[1] + rows, drop * self._d2.shape[2] + m
+        d1, h1, cross = (
+            self._d1.take(row),
+            self._h1.take(row),
+            self._a12.take(drop * decays + rows // self._slopes),
         )
-        d2 = np.maximum(self._d2[k, m] - cross**2 / d1, _LEFT * self._d2[k, m])
-        h1 = self._h1.ravel()[rows]
-        fall = (self._h2[k, m] - cross / d1 * h1) / d2
-        slope = (h1 - cross * fall) / d1
-        level = self._h0 / self._d0 - self._l1[j] * slope - self._l2[k] * fall
-        ahead = self._ahead
-        f0, f1, f2 = ahead.level[points], ahead.decay[j, points], ahead.drop[k, points]
-        mean = ahead.mean[points] + f0 * level[:, None] + f1 * slope[:, None] + f2 * fall[:, None]
-        f2 = f2 - f0 * self._l2[k, None]
-        f1 = f1 - f0 * self._l1[j, None]
-        f2 = f2 - f1 * (cross / d1)[:, None]
-        variance = f0**2 / self._d0 + f1**2 / d1[:, None] + f2**2 / d2[:, None] + ahead.walk[points]
+        ratio, d2 = cross / d1, self._d2.take(depth)
+        d2 = np.maximum(d2 - ratio * cross, _LEFT * d2)
+        fall = (self._h2.take(depth) - ratio * h1) / d2
+        # What a coefficient adds once those before it have taken over their part.
+        f0, d0 = ahead.level[:, points], self._d0[:, None]
+        f1 = (ahead.decay[..., points] - f0[:, None] * self._l1[..., None]).reshape(-1, f0.shape[1])
+        f2 = (ahead.drop[..., points] - f0[:, None] * self._l2[..., None]).reshape(-1, f0.shape[1])
+        mean = ahead.mean[:, points] + f0 * (self._h0[:, None] / d0)
+        variance = f0**2 / d0 + ahead.walk[:, points]
+        f1 = f1.take(decay, axis=0)
+        f2 = f2.take(drop, axis=0) - f1 * ratio[:, None]
+        mean = mean.take(walk, axis=0) + f1 * (h1 / d1)[:, None] + f2 * fall[:, None]
+        variance = variance.take(walk, axis=0) + f1**2 / d1[:, None] + f2**2 / d2[:, None]
         return mean, np.maximum(variance, 0.0)
+
+
+def _dot(a: Floats, b: Floats) -> Floats:
+    """(walks): products of the rows of two tables."""
+    return np.asarray(np.einsum("wi,wi->w", a, b), dtype=np.float64)
+
+
+def _inverse(root: Floats) -> Floats:
+    """Inverses of lower triangular matrices by halves: numpy's own would not make use of the zeros."""
+    size = root.shape[-1]
+    if size <= _SMALL:
+        return np.asarray(np.linalg.inv(root), dtype=np.float64)
+    half = size // 2
+    inverse = np.zeros_like(root)
+    inverse[:, :half, :half] = first = _inverse(root[:, :half, :half])
+    inverse[:, half:, half:] = second = _inverse(root[:, half:, half:])
+    inverse[:, half:, :half] = -(second @ root[:, half:, :half] @ first)
+    return inverse
+
+
+def _end(horizon: float, spacing: float) -> Floats:
+    """Steps whose mean is forecast: the last 1% of the plan, or the few losses, the last at least, seen in it."""
+    span = 0.01 * horizon
+    if spacing > 0.0:
+        span = spacing * (math.ceil(span / spacing) - 1)  # the bound itself is not among them
+    return np.asarray(horizon - np.linspace(span, 0.0, 9), dtype=np.float64)
 
 
 def _reader(grid: Floats, steps: Floats) -> Callable[[Floats], Floats]:

@@ -1,7 +1,14 @@
+import os
+
 import numpy as np
 import pytest
+from hypothesis import settings
 
 from scale_callbacks import Schedule
+
+settings.register_profile("search", deadline=None)  # an example may take long on a busy machine
+settings.register_profile("repeatable", deadline=None, derandomize=True)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "search"))
 
 # Programs that tests start with torchrun: importing them, as the collection of doctests would, runs them.
 collect_ignore_glob = ["integrations/*_run.py"]

@@ -130,3 +130,19 @@ def test_bins_that_do_not_hold_what_was_counted_are_refused():
     with pytest.raises(ValueError, match="counted"):
         loss_forecaster().load_state_dict(state)
     assert np.isfinite(row).all()
+
+
+@pytest.mark.parametrize("factor", [0.5, 1.5, 1e6])
+def test_bins_that_lie_elsewhere_than_their_numbers_say_are_refused(factor):
+    state = state_of(loss_forecaster)
+    state["curve"]["edge"] *= factor
+    with pytest.raises(ValueError, match=r"a bin from step"):
+        loss_forecaster().load_state_dict(state)
+
+
+def test_a_last_step_before_the_last_bin_is_refused():
+    state = state_of(loss_forecaster)
+    state["curve"]["stream"][1] = 1.0
+    state["curve"]["ring"] = []
+    with pytest.raises(ValueError, match="order"):
+        loss_forecaster().load_state_dict(state)

@@ -8,7 +8,7 @@ import time
 import pytest
 
 from scale_callbacks import LossForecaster, MemorySink, Monitor, delivery
-from scale_callbacks.monitor import forecast_steps
+from scale_callbacks.due import forecast_steps
 
 
 class Slow:

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 from scale_callbacks import Decision, JsonlSink, LossForecaster, MemorySink, Monitor, Schedule
-from scale_callbacks.monitor import STATE_VERSION, forecast_steps
+from scale_callbacks.due import forecast_steps
+from scale_callbacks.monitor import STATE_VERSION
 
 
 class Broken:
@@ -46,6 +47,14 @@ def test_forecasts_are_due_at_most_a_hundred_times_and_at_the_end(horizon):
     assert steps[-1] == horizon
     assert steps[0] >= 1
     assert np.all(np.diff(steps) > 0)
+
+
+def test_what_was_measured_is_the_last_mean_logged_where_that_spans_more_than_the_last_1_percent():
+    monitor = Monitor(LossForecaster(Schedule.cosine(1e-3, 600, warmup=30)))
+    for step in range(20, 601, 20):
+        monitor.observe(step, 2.0 + 10.0 / step, span=20)
+    assert monitor.forecaster.measured() is None  # of a last step of 590.5 the forecaster knows no more
+    assert monitor.summary().measured == 2.0 + 10.0 / 600
 
 
 def test_every_due_forecast_reaches_the_sinks_in_order(schedule, losses):

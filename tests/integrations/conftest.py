@@ -149,8 +149,8 @@ def quick_collections():
 @pytest.fixture
 def few_forecasts(monkeypatch):
     """Each forecast of a loss costs some 50 ms: ten a run are enough for what is tested here."""
-    monkeypatch.setattr("scale_callbacks.monitor.LINEAR", 0.1)
-    monkeypatch.setattr("scale_callbacks.monitor.RATIO", 2.0)
+    monkeypatch.setattr("scale_callbacks.due.LINEAR", 0.1)
+    monkeypatch.setattr("scale_callbacks.due.RATIO", 2.0)
 
 
 @pytest.fixture(scope="session")

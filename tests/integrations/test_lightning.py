@@ -33,8 +33,8 @@ pytestmark = QUIET
 @pytest.fixture(autouse=True)
 def recording(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("scale_callbacks.integrations.lightning.Monitor", Recording)
-    monkeypatch.setattr("scale_callbacks.monitor.LINEAR", 1 / 8)  # some 15 forecasts a run do
-    monkeypatch.setattr("scale_callbacks.monitor.RATIO", 1.5)
+    monkeypatch.setattr("scale_callbacks.due.LINEAR", 1 / 8)  # some 15 forecasts a run do
+    monkeypatch.setattr("scale_callbacks.due.RATIO", 1.5)
 
 
 def told(callback: LossForecast) -> list[tuple[int, float, int, Any]]:

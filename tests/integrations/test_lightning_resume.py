@@ -16,8 +16,8 @@ pytestmark = QUIET
 
 @pytest.fixture(autouse=True)
 def few_forecasts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("scale_callbacks.monitor.LINEAR", 1 / 8)
-    monkeypatch.setattr("scale_callbacks.monitor.RATIO", 1.5)
+    monkeypatch.setattr("scale_callbacks.due.LINEAR", 1 / 8)
+    monkeypatch.setattr("scale_callbacks.due.RATIO", 1.5)
 
 
 class Cosine(Net):
