@@ -63,8 +63,8 @@ def calibrated(prior: Prior, rows: Sequence[Told], level: float = 0.9, shrink: f
     By share of the plan seen, neighbouring shares counting half, and apart for plans whose rate still falls
     by less and by more than a third of its peak; then one factor for all short runs. Runs that are no
     language models have no say: the kind they are like widens theirs. Runs of one source share the weight of
-    the square root of their number. Each factor is a quantile of error over half-width, drawn towards 1; up to
-    a tenth of the plan, where few runs have been seen and least is known, none narrows.
+    the square root of their number. Each factor is a quantile of error over half-width, drawn towards 1; to
+    a tenth of the plan, where least is known, none narrows.
 
     Args:
         prior: what the rows were forecast with.

@@ -12,9 +12,10 @@ from scale_callbacks.curve import Bins
 
 Floats = NDArray[np.float64]
 
-MOST = 64  # bins handed to the bank: more make no forecast better
+MOST = 80  # bins of a whole plan handed to the bank: more make no forecast better
 LAST = 0.01  # share of the plan whose mean loss is forecast
 _TINY = 1e-12
+_LOUD = 0.01  # noise of one observation over the loss, about which what is seen early counts for more
 _PLENTY = 24  # bins: fewer are not thinned by their share of what was seen
 _ENOUGH = 8  # bins that tell their noise
 _FORGOTTEN = 300  # observations after which the stream's figure has forgotten the first ones
@@ -62,19 +63,21 @@ class Units:
         return np.asarray((values - 1.0) * self.scale + self.level, dtype=np.float64)
 
 
-def usable(bins: Bins, horizon: float, warmup: float, skip: tuple[float, float, float]) -> Bins:
+def usable(bins: Bins, horizon: float, warmup: float, skip: tuple[float, float, float], noise: float) -> Bins:
     """The bins that follow a law: not the first steps, not the warm-up, and of many only the later ones.
 
     Args:
         bins: all occupied bins.
         horizon: last step of the plan.
         warmup: last step of the leading warm-up.
-        skip: left out are bins before these shares of the plan, of what was seen (as long as 24 later ones
-            remain) and of the warm-up (but of the warm-up never more than half of what was seen). The last
-            four are never left out.
+        skip: left out are bins before these shares of the plan, of what was seen (half of it where the
+            curve is noisy and needs them more; and as long as 24 later ones remain) and of the warm-up (but
+            of the warm-up never more than half of what was seen). The last four are never left out.
+        noise: sd of one observation.
     """
-    seen = float(bins.steps[-1])
-    kept = bins.steps > skip[1] * seen
+    seen, level = float(bins.steps[-1]), abs(float(np.median(bins.robust[-3:])))
+    loud = min(noise / level, 1.0) / _LOUD if level > 0.0 else 1.0 / _LOUD
+    kept = bins.steps > 0.5 * skip[1] * (1.0 + 1.0 / (1.0 + loud**2)) * seen
     kept[-_PLENTY:] = True
     kept &= bins.steps > max(skip[0] * horizon, min(skip[2] * warmup, 0.5 * seen))
     kept[-4:] = True
@@ -84,7 +87,7 @@ def usable(bins: Bins, horizon: float, warmup: float, skip: tuple[float, float, 
 def quieter(used: Bins, noise: float) -> float:
     """The noise of one observation: as the stream has it, or less where each bin lies between its neighbours.
 
-    The stream's figure still remembers how the first steps bent; where observations are few it is mostly that.
+    The stream's figure remembers how the first steps bent; where observations are few it is mostly that.
 
     Args:
         used: the bins that follow a law.

@@ -162,7 +162,8 @@ class LossForecaster:
     def _evidence(self, curve: Curve, bins: Bins | None = None) -> tuple[Evidence, Units]:
         """The part of a curve (its bins may be at hand) that the laws must explain, and its units."""
         horizon = float(self.horizon)
-        used = usable(bins or curve.bins(), horizon, min(self.schedule.warmup, horizon), self.prior.skip)
+        warmup = min(self.schedule.warmup, horizon)
+        used = usable(bins or curve.bins(), horizon, warmup, self.prior.skip, curve.noise)
         units = Units.of(used, ratio=self._several_epochs)
         noise = min(quieter(used, curve.noise) / units.scale, _MOST_NOISE)
         variance = noise**2 / used.count + self.prior.floor**2

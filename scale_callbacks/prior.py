@@ -105,7 +105,7 @@ class Prior:
             sinks in, as a share of the plan).
         clock: exponent p of the discrepancy's clock, -area^-p / p.
         floor: sd of a bin's mean that no number of observations undercuts, share of the loss.
-        skip: (share of the plan, share of what was seen, warm-ups) left out at the start.
+        skip: (share of the plan, share of what was seen of a quiet curve, warm-ups) left out at the start.
         trust: weight of a reference run's evidence, and of the train loss's for a validation loss.
         calibration: (share of the plan seen, factor on the interval's half-widths with no fall of the rate to
             come, factor with all of it to come), shares increasing.

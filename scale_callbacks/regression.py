@@ -326,7 +326,7 @@ def _inverse(root: Floats) -> Floats:
 
 
 def _end(horizon: float, spacing: float) -> Floats:
-    """Steps whose mean is forecast: the last 1% of the plan, or the few losses, the last at least, seen in it."""
+    """Steps whose mean is forecast: those of the last 1% with a loss, at least the last."""
     span = 0.01 * horizon
     if spacing > 0.0:
         span = spacing * (math.ceil(span / spacing) - 1)  # the bound itself is not among them

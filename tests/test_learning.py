@@ -35,5 +35,6 @@ def test_no_fold_listens_to_the_source_it_leaves_out() -> None:
 
 def test_a_step_is_taken_only_where_sources_agree() -> None:
     assert _clearest({0.5: (0.01, 0.02), 2.0: (-0.01, 0.0)}, 2e-3) is None
-    assert _clearest({0.5: (0.03, 0.02), 2.0: (0.01, 0.0)}, 2e-3) == 0.5
+    assert _clearest({0.5: (0.03, 0.02), 2.0: (0.01, 0.01)}, 2e-3) is None
+    assert _clearest({0.5: (0.05, 0.02), 2.0: (0.01, 0.0)}, 2e-3) == 0.5
     assert _clearest({0.5: (0.001, 0.0)}, 2e-3) is None

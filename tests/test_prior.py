@@ -28,10 +28,20 @@ def test_every_constant_of_a_prior_makes_sense(name: str) -> None:
 
 def test_kinds_of_runs_are_told_by_length_and_noise_but_never_ruled_out() -> None:
     long, short = load_prior().regimes[:2]
-    assert short.weigh(1500, 0.08) / long.weigh(1500, 0.08) > 10 * short.weigh(50_000, 0.001) / long.weigh(
-        50_000, 0.001
-    )
-    assert short.weigh(1e9, 1e-9) > 0
+    here, there = (1500, 0.08, 1.0), (50_000, 0.001, 1.0)
+    assert short.weigh(*here) / long.weigh(*here) > 10 * short.weigh(*there) / long.weigh(*there)
+    assert short.weigh(1e9, 1e-9, 1e-12) > 0
+
+
+def test_a_low_peak_rate_speaks_for_finetuning_where_it_is_absolute() -> None:
+    regimes = {regime.name: regime for regime in load_prior().regimes}
+    tuned, trained = regimes["finetuning"], regimes["pretraining"]
+
+    def odds(peak: float) -> float:
+        return tuned.weigh(5000, 0.02, peak) / trained.weigh(5000, 0.02, peak)
+
+    assert odds(5e-5) > 5 * odds(1.0) > 25 * odds(1e-3)
+    assert odds(1.0) == odds(0.02) == odds(0.0)  # relative, another optimizer's, unknown
 
 
 def test_widening_runs_between_its_table_entries() -> None:
