@@ -223,19 +223,23 @@ def test_the_train_loss_sharpens_the_forecast_of_a_validation_loss() -> None:
     plan = Schedule.constant(1e-3, T, warmup=20)
     truth = losses(plan, noise=0.0)
     rows = np.arange(99, 600, 50)
-    alone, both = LossForecaster(plan), LossForecaster(plan)
-    train = truth + 0.01 * np.random.default_rng(1).standard_normal(T)
-    noisy = truth + 0.02 * np.random.default_rng(2).standard_normal(T)
-    alone.observe(STEPS[rows], noisy[rows])
-    both.observe(
-        STEPS[:600],
-        np.where(np.isin(STEPS, STEPS[rows]), noisy, np.nan)[:600],
-        extra={"train_loss": train[:600]},
-    )
-    wide, narrow = alone.forecast(), both.forecast()
-    assert wide.value != narrow.value
-    assert narrow.high - narrow.low < wide.high - wide.low
-    assert narrow.low < truth[-20:].mean() < narrow.high
+    held, widths = 0, []
+    for seed in range(8):
+        alone, both = LossForecaster(plan), LossForecaster(plan)
+        train = truth + 0.01 * np.random.default_rng(10 + seed).standard_normal(T)
+        noisy = truth + 0.02 * np.random.default_rng(seed).standard_normal(T)
+        alone.observe(STEPS[rows], noisy[rows])
+        both.observe(
+            STEPS[:600],
+            np.where(np.isin(STEPS, STEPS[rows]), noisy, np.nan)[:600],
+            extra={"train_loss": train[:600]},
+        )
+        wide, narrow = alone.forecast(), both.forecast()
+        assert wide.value != narrow.value
+        held += narrow.low < truth[-20:].mean() < narrow.high
+        widths.append(((narrow.high - narrow.low), (wide.high - wide.low)))
+    assert held >= 6
+    assert np.mean([narrow for narrow, _ in widths]) < 0.9 * np.mean([wide for _, wide in widths])
 
 
 def test_a_train_loss_survives_a_restart() -> None:
@@ -295,7 +299,7 @@ def test_what_is_stirred_by_a_fall_of_the_rate_widens_the_forecast() -> None:
     widths = []
     for stir in (0.0, 0.02):
         forecaster = LossForecaster(schedule, prior=load_prior().with_(stir=(stir, 0.02)))
-        forecaster.observe(STEPS[:1230], losses(schedule, noise=0.002)[:1230])
+        forecaster.observe(STEPS[:1205], losses(schedule, noise=0.002)[:1205])
         forecast = forecaster.forecast()
         assert forecast is not None
         widths.append(forecast.high - forecast.low)

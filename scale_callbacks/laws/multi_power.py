@@ -31,7 +31,7 @@ class MultiPower:
         """Tabulate the members over a plan; none where the rate never changes after the warm-up."""
         before, after, middle, _ = plan.falls.T
         members = self.members if len(before) else []
-        level = np.maximum(0.5 * (before + after), 1e-3)  # of the many small falls that a piece stands for
+        level = np.maximum(after, 1e-3)
         since = np.maximum(plan.area[:, None] - middle, 0.0)
         drop = np.zeros((len(members), len(plan.area)))
         for row, (speed, gamma, slope) in zip(drop, members, strict=True):
