@@ -79,5 +79,3 @@ def level_now(outlook: Outlook, horizon: float) -> Level:
         dip=outlook.scale * dip,
         error=outlook.scale * float(error[-1]),
     )
-
-

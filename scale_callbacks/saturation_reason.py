@@ -55,8 +55,7 @@ def told(reason: Reason, e: Mapping[str, float], earliest: float) -> str:
         Reason.NOT_LEARNED: f"a gain of {e['gain']:.3g} +- {e['gain_sd']:.2g} is not told from none",
         Reason.STILL_RISING: f"{odds}, expected {e['expected']:+.2g}, the trend alone {e['trend']:+.2g}",
         Reason.NOT_SEEN_LONG_ENOUGH: (
-            f"a rise of {max(e['wanted'], e['measurable']):.3g} could have been missed, "
-            f"its error is {e['trend_error']:.2g}"
+            f"a rise of {e['wanted']:.3g} could have been missed, its error is {e['trend_error']:.2g}"
         ),
         Reason.DIPPED: (
             f"the last steps lie {e['dip']:.3g} +- {e['level_error']:.2g} below the level they should have"
