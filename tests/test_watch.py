@@ -153,7 +153,13 @@ def test_ctrl_c_leaves_quietly(tmp_path, schedule, losses):
         "--interval",
         "0.1",
     ]
-    watching = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    heard = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
+    try:
+        watching = subprocess.Popen(
+            command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+    finally:
+        signal.signal(signal.SIGINT, heard)
     assert watching.stdout.readline().startswith("train_loss at step 1,000: ")
     watching.send_signal(signal.SIGINT)
     _, said = watching.communicate(timeout=60)

@@ -10,7 +10,7 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from scale_callbacks import monitor
+from scale_callbacks import due
 from scale_callbacks.integrations import _trainer, lightning
 from tests.integrations.lightning_runs import Net, data
 
@@ -47,7 +47,7 @@ def fit(folder: Path, ckpt: Path | None = None, **settings: Any) -> dict[str, An
 
 def coarse() -> None:
     """Fewer forecasts, and windows of three steps."""
-    monitor.LINEAR, monitor.RATIO = 1 / 8, 1.5
+    due.LINEAR, due.RATIO = 1 / 8, 1.5
     _trainer.FEWEST_READS = 20
 
 

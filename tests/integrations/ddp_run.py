@@ -9,7 +9,7 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 
-from scale_callbacks import MemorySink, monitor
+from scale_callbacks import MemorySink, due
 from scale_callbacks.integrations import lightning
 from tests.integrations import ddp_restart, ddp_saturation
 from tests.integrations.lightning_runs import Net, Recording, Silent, Validated, data
@@ -114,7 +114,7 @@ def main(folder: Path, rank: int) -> dict[str, Any]:
     ddp_restart.coarse()
     results |= ddp_restart.both(folder)
     lightning.Monitor = Recording
-    monitor.LINEAR, monitor.RATIO = 1 / 4, 2.0  # fewer forecasts
+    due.LINEAR, due.RATIO = 1 / 4, 2.0  # fewer forecasts
     return results | {name: run(name, "ddp") for name in CASES}
 
 

@@ -35,8 +35,8 @@ def test_run_goes_on_with_other_ranks(
     two: list[dict[str, Any]], folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ddp_restart._trainer, "FEWEST_READS", 20)
-    monkeypatch.setattr(ddp_restart.monitor, "LINEAR", 1 / 8)
-    monkeypatch.setattr(ddp_restart.monitor, "RATIO", 1.5)
+    monkeypatch.setattr(ddp_restart.due, "LINEAR", 1 / 8)
+    monkeypatch.setattr(ddp_restart.due, "RATIO", 1.5)
     alone = ddp_restart.fit(folder / "alone", folder / "whole" / "step=32.ckpt", devices=1)
     # ten steps an epoch before, twenty after: 32 seen, 20 of the fourth epoch's data, and two epochs
     assert alone["steps"] == alone["horizon"] == 32 + (20 - 2) + 2 * 20
