@@ -13,21 +13,19 @@ from scale_callbacks._numbers import as_floats
 from scale_callbacks._state import check_numbers, reading
 from scale_callbacks.curve import Curve
 from scale_callbacks.forecast import Forecast, Status
-from scale_callbacks.mixture import quantiles
 from scale_callbacks.outlook import Outlook, look_at
-from scale_callbacks.reward_bank import Seen, look, path
+from scale_callbacks.reward_bank import Seen, look
+from scale_callbacks.reward_end import LAST as LAST
+from scale_callbacks.reward_end import end_of, way_to
 from scale_callbacks.schedule import Schedule
 
 Floats = NDArray[np.float64]
 
 BINS = 128  # that a run is kept in
 FEWEST = 8  # observations before a forecast is made
-LAST = 0.1  # share of the plan whose mean reward is forecast: a step's reward is mostly noise
 EXTRAS = 16  # further signals kept
 UNKNOWN = 1000  # steps planned for where the horizon is not known
 SCHEDULED = 0.5  # how far the clock follows the learning rate: rewards go on rising at a small one
-# Factors of the interval's width, by share of the budget seen: no law foresees a stage that has not begun.
-CALIBRATION = ((0.2, 2.5), (0.3, 2.2), (0.5, 1.6), (0.7, 1.3), (0.85, 1.05))
 _PATH = 33
 
 
@@ -152,10 +150,11 @@ class RewardForecaster:
         outlook = self.outlook()
         if outlook is None:
             return None
-        value, low, high, spread = self._end(outlook)
+        horizon = float(self.horizon)
+        end = end_of(outlook, horizon=horizon, last=float(self.curve.last_step or 0), level=self.level)
         points = np.unique(np.concatenate((np.linspace(outlook.at[0], self.horizon, _PATH), [self.horizon])))
-        mean, sd = self._path(outlook, points, value)
-        below, above = (value - low) * sd / spread, (high - value) * sd / spread
+        mean, sd = way_to(outlook, points, self._clock(points), horizon=horizon, end=end)
+        below, above = (end.value - end.low) * sd / end.sd, (end.high - end.value) * sd / end.sd
         edges = [self._outward(edge) for edge in (mean, mean - below, mean + above)]
         if self.direction == "min":
             edges[1], edges[2] = edges[2], edges[1]
@@ -246,55 +245,11 @@ class RewardForecaster:
             room = max(self.sign * self.ceiling - level, 0.0)
         return Outlook(looks, bins.steps[ends], seen, ends, bins.steps, scale, start, room)
 
-    def _end(self, outlook: Outlook) -> tuple[float, float, float, float]:
-        """(value, low, high, sd) of the final reward, upwards good, what was measured of it put in."""
-        looks, horizon = outlook.looks, float(self.horizon)
-        mean = outlook.start + outlook.scale * (looks.level[-1] + looks.rest[-1])
-        per_step = outlook.seen.count.sum() / max(float(outlook.at[-1]), 1.0)
-        count, noise = float(outlook.seen.count.sum()), outlook.noise
-        share, measured = self._measured(outlook)
-        variance = (1.0 - share) ** 2 * (outlook.scale**2 * looks.rest_var[-1] + noise**2 / count)
-        variance += (1.0 - share) * noise**2 / max(1.0, LAST * horizon * per_step)
-        variance += 1e-12 * outlook.scale**2
-        mean = mean + share * (measured - mean)
-        tail = 0.5 * (1.0 - self.level)
-        edges = quantiles(looks.weights[-1], mean, np.sqrt(variance), (0.5, tail, 1.0 - tail))
-        shares, factors = np.array(CALIBRATION).T
-        wider = float(np.interp(float(outlook.at[-1]) / horizon, shares, factors))
-        value, low, high = edges[0] + wider * (edges - edges[0])
-        centre = float(looks.weights[-1] @ mean)
-        spread = math.sqrt(float(looks.weights[-1] @ (variance + (mean - centre) ** 2)))
-        return float(value), float(low), float(high), spread
-
     def measured(self) -> float | None:
         """What was to be forecast, once the budget is spent: the mean reward over its last tenth."""
         if float(self.curve.last_step or 0) <= (1.0 - LAST) * self.horizon:
             return None
         return self.curve.mean_after((1.0 - LAST) * self.horizon)
-
-    def _measured(self, outlook: Outlook) -> tuple[float, float]:
-        """(share, mean): how much of the last tenth was measured already, and its mean."""
-        start = (1.0 - LAST) * self.horizon
-        inside = outlook.at > start
-        if not inside.any():
-            return 0.0, 0.0
-        count, reward = outlook.seen.count[inside], outlook.seen.reward[inside]
-        share = min((float(self.curve.last_step or 0) - start) / (LAST * self.horizon), 1.0)
-        return share, outlook.start + outlook.scale * float(reward @ count / count.sum())
-
-    def _path(self, outlook: Outlook, points: Floats, end: float) -> tuple[Floats, Floats]:
-        """Mean and standard deviation of the level along the path, made to end in the forecast."""
-        weights = outlook.looks.weights[-1]
-        change, variance = path(outlook.seen, self._clock(points))
-        level = outlook.level + outlook.scale * (change @ weights)
-        spread = outlook.scale * np.sqrt(
-            (variance + (change - (change @ weights)[:, None]) ** 2) @ weights
-            + outlook.looks.noise[-1] ** 2 / outlook.seen.count.sum()
-        )
-        ahead = np.clip((points - outlook.at[-1]) / max(self.horizon - outlook.at[-1], 1e-9), 0.0, 1.0)
-        _, _, _, last = self._end(outlook)
-        sd = spread + ahead * (last - spread[-1])
-        return level + ahead * (end - level[-1]), np.asarray(np.maximum(sd, 0.0), dtype=np.float64)
 
     def _outward(self, rewards: Floats) -> Floats:
         """Back to the reward's own direction, held below a ceiling that was never passed."""

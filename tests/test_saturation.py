@@ -72,16 +72,48 @@ def test_noise_that_could_hide_a_rise_is_not_saturation():
     assert decision.evidence["trend_error"] > 1.25 * 0.012
 
 
-def test_rise_that_is_expected_though_too_small_to_be_measured_is_not_saturation():
+def test_chance_is_asked_of_the_gain_worth_having_however_much_noise_there_is():
     # A line under noise of its own size: 30% of the gain is still to come, and nobody could measure it.
     run = simulate(90, seed=1)[89]
     forecaster = RewardForecaster(len(run.steps))
     forecaster.observe(run.steps[:140], run.rewards[:140])
     decision = SaturationRule().decide(forecaster)
-    assert decision.evidence["probability"] < 0.2
-    assert decision.evidence["trend"] < decision.evidence["wanted"]
-    assert decision.evidence["expected"] > 0.1 * decision.evidence["gain"]
+    assert decision.evidence["wanted"] < decision.evidence["measurable"]
+    assert decision.evidence["probability"] > 0.2
     assert Reason.of(decision) is Reason.STILL_RISING
+
+
+def test_last_percent_that_are_sure_to_come_are_waited_for():
+    # Hardly any noise: nobody doubts that less than 10% of the gain is left, nor that more than 5% is.
+    rewards = noisy(1 - np.exp(-SHARE / 0.25), 0.01)
+    forecaster, seen = RewardForecaster(HORIZON), {}
+    for end in range(10, HORIZON, 10):
+        forecaster.observe(STEPS[end - 10 : end], rewards[end - 10 : end])
+        decision = SaturationRule().decide(forecaster)
+        seen[end] = Reason.of(decision), decision.evidence
+        if decision.stop:
+            break
+    sure = [e for r, e in seen.values() if r is Reason.STILL_RISING and e["probability"] < 0.1]
+    assert len(sure) >= 3
+    assert all(e["expected"] > 0.045 * e["gain"] for e in sure)
+    left = rewards[-100:].mean() - (1 - np.exp(-end / 250))
+    assert 0.0 < left < 0.055
+    assert end < 800
+
+
+def test_run_is_not_left_in_a_dip():
+    rewards = noisy(1 - np.exp(-SHARE / 0.05), 0.05)
+    rewards[450:480] -= 0.3
+    forecaster, found = RewardForecaster(HORIZON), {}
+    forecaster.observe(STEPS[:400], rewards[:400])
+    assert SaturationRule().decide(forecaster).stop
+    for end in range(410, 601, 10):
+        forecaster.observe(STEPS[end - 10 : end], rewards[end - 10 : end])
+        decision = SaturationRule().decide(forecaster)
+        found[end] = Reason.of(decision)
+    assert found[440] is Reason.SATURATED
+    assert found[480] is Reason.DIPPED
+    assert found[600] is Reason.SATURATED
 
 
 @pytest.mark.parametrize(("zero", "expected"), [(0.99, Reason.NO_LEARNING_SIGNAL), (0.5, Reason.NOT_LEARNED)])

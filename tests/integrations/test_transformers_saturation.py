@@ -63,7 +63,7 @@ def test_saturated_run_is_stopped_with_its_reason_in_the_log_history(
 @pytest.mark.slow
 def test_rising_run_is_left_alone_until_too_little_is_left(tmp_path: Path) -> None:
     run = fit(tmp_path, SaturationStoppingCallback(), kind=Rising)
-    assert run.state.global_step >= 300 / 1.1
+    assert run.state.global_step >= 285 / 1.1  # the middle of the last tenth is what is forecast
     rule = SaturationRule(min_gain=0.001, confidence=0.9)
     run = fit(tmp_path, callback := SaturationStoppingCallback(rule=rule), kind=Rising)
     assert run.state.global_step == 300
