@@ -23,7 +23,7 @@ class AnnealingArea:
 
     def __call__(self, plan: Plan) -> Shapes:
         """Tabulate the members over a plan; none where the rate never changes after the warm-up."""
-        before, after, _, start = plan.falls.T
+        before, after, _, _, start = plan.falls.T
         memories = np.array(self.memories if len(before) else (), dtype=np.float64)
         age = np.maximum(plan.time[None, :, None] - start, 0.0)
         sunk = -np.expm1(-age / memories[:, None, None]) @ (before - after)
@@ -43,7 +43,7 @@ def stirred(plan: Plan, memory: float) -> Floats:
     Returns:
         (plan points), never falling; 1 long after a sudden change by the peak rate, less after a slow one.
     """
-    before, after, _, start = plan.falls.T
+    before, after, _, _, start = plan.falls.T
     change = np.abs(before - after)
     together = np.exp(-np.maximum(start[:, None] - start, 0.0) / memory) * (start[:, None] >= start)
     size = change * (2.0 * together @ change - change)

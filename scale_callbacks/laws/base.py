@@ -35,8 +35,9 @@ class Plan:
         time: steps over horizon.
         area: S1 over its total, 1 at the horizon.
         rate: learning rate over its peak.
-        falls: (from, to, area, start) of each gathered piece of the plan in which the rate changes after the
-            warm-up: rate over peak before and after, shares of area and of steps at which it changes.
+        falls: (from, to, level, area, start) of each gathered piece of the plan in which the rate changes
+            after the warm-up: rate over peak before and after the piece, its mean just after the single
+            changes, shares of area and of steps at which it changes.
         horizon: the last step.
         warmup: share of the steps at which the leading warm-up ends.
         peak: highest rate, in the unit that was given.
@@ -53,7 +54,7 @@ class Plan:
 
     def fall_to_come(self, time: float) -> float:
         """How far the rate still falls after a share of the plan, over its peak: no curve can tell it yet."""
-        before, after, _, start = self.falls.T
+        before, after, _, _, start = self.falls.T
         return float(np.maximum(before - after, 0.0)[start > time].sum())
 
 
@@ -115,7 +116,7 @@ def _falls(steps: Floats, rate: Floats, area: Floats, start: float) -> Floats:
     change[steps[1:] <= start] = 0.0
     moved = np.concatenate(([0.0], np.cumsum(change)))
     if moved[-1] <= 1e-6:
-        return np.zeros((0, 4))
+        return np.zeros((0, 5))
     spread = moved / moved[-1] + 0.5 * steps / steps[-1]  # pieces equal in change, and none too long
     cuts = np.searchsorted(spread, np.linspace(spread[0], spread[-1], EVENTS))
     first = int(np.searchsorted(steps, start))
@@ -127,5 +128,6 @@ def _falls(steps: Floats, rate: Floats, area: Floats, start: float) -> Floats:
         weighted = np.concatenate(([0.0], np.cumsum(change * column[:-1])))
         return np.asarray(np.diff(weighted[cuts]) / np.maximum(np.diff(moved[cuts]), 1e-12), dtype=np.float64)
 
-    table = np.column_stack((rate[before], rate[after], centre(area), centre(steps / steps[-1])))
+    lowered = centre(np.append(rate[1:], rate[-1]))
+    table = np.column_stack((rate[before], rate[after], lowered, centre(area), centre(steps / steps[-1])))
     return np.asarray(table[np.abs(table[:, 0] - table[:, 1]) > 1e-7], dtype=np.float64)

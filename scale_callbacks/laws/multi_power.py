@@ -29,9 +29,9 @@ class MultiPower:
 
     def __call__(self, plan: Plan) -> Shapes:
         """Tabulate the members over a plan; none where the rate never changes after the warm-up."""
-        before, after, middle, _ = plan.falls.T
+        before, after, level, middle, _ = plan.falls.T
         members = self.members if len(before) else []
-        level = np.maximum(after, 1e-3)
+        level = np.maximum(level, 1e-3)
         since = np.maximum(plan.area[:, None] - middle, 0.0)
         drop = np.zeros((len(members), len(plan.area)))
         for row, (speed, gamma, slope) in zip(drop, members, strict=True):
