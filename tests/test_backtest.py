@@ -41,7 +41,7 @@ def test_language_models_are_forecast_no_worse_than_on_record():
     # A guard against regressions, not a figure to quote: the prior has seen these runs.
     runs = [run for run in read_runs([CURVES / "loss.npz"]) if run.language_model]
     scores = score_all(replay_all(runs, shares=(0.2, 0.5, 0.9), peers=(), over_time=False))["language model"]
-    for share, median, tail in (("0.2", 1.0, 3.2), ("0.5", 0.5, 1.9), ("0.9", 0.14, 0.75)):
+    for share, median, tail in (("0.2", 1.0, 3.2), ("0.5", 0.5, 1.9), ("0.9", 0.09, 0.7)):
         assert scores[share]["median"] < median
         assert scores[share]["p90"] < tail
 
