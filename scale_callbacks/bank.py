@@ -25,7 +25,8 @@ from scale_callbacks.laws.multi_power import MultiPower
 from scale_callbacks.laws.power import PowerOfArea, PowerOfSteps
 from scale_callbacks.mixture import Mixture, Outlook, gathered
 from scale_callbacks.prior import ABSOLUTE, Prior, Regime
-from scale_callbacks.regression import Evidence, Grid, Indices, Regression, Tables
+from scale_callbacks.regression import Grid, Indices, Regression
+from scale_callbacks.tables import Evidence, Tables
 
 MEMBERS = 6000  # most that the forecast is mixed from; reached only where a curve tells nothing
 KEPT = 96  # members the path is mixed from

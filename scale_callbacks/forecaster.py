@@ -18,8 +18,8 @@ from scale_callbacks.forecast import Forecast, Status
 from scale_callbacks.laws.base import Plan, plan_of
 from scale_callbacks.mixture import Mixture, Outlook, quantiles
 from scale_callbacks.prior import Prior, load_prior
-from scale_callbacks.regression import Evidence
 from scale_callbacks.schedule import Schedule
+from scale_callbacks.tables import Evidence
 
 Floats = NDArray[np.float64]
 
