@@ -5,8 +5,8 @@ from scale_callbacks.curve import Curve
 from scale_callbacks.evidence import quieter, usable
 from scale_callbacks.laws.base import plan_of
 from scale_callbacks.laws.power import PowerOfArea
-from scale_callbacks.tables import Evidence, Tables
 from scale_callbacks.schedule import Schedule
+from scale_callbacks.tables import Evidence, Tables
 
 SKIP = (0.03, 0.3, 1.1)
 
