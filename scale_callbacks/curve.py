@@ -242,9 +242,9 @@ class Curve:
 
     def _observe_many(self, xs: list[float], ys: list[float]) -> tuple[list[float], list[float]]:
         """Fold in a batch bin by bin, several times as fast; returns what is left to fold in one by one."""
-        if not all(-LARGEST < value < LARGEST for value in ys):
-            finite = [-LARGEST < value < LARGEST for value in ys]
-            self.nonfinite += len(ys) - sum(finite)
+        finite = np.abs(ys) < LARGEST  # false for NaN too
+        if not finite.all():
+            self.nonfinite += len(ys) - int(finite.sum())
             xs, ys = list(compress(xs, finite)), list(compress(ys, finite))
         if not xs or xs[0] <= self._stream[1]:
             return xs, ys  # a rewind

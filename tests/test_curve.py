@@ -1,5 +1,6 @@
 import json
 import math
+import re
 from itertools import pairwise
 
 import numpy as np
@@ -204,3 +205,24 @@ def test_mean_after_a_step_is_exact_near_the_end_and_by_bins_further_back() -> N
     assert curve.mean_after(4950) == pytest.approx(values[4950:].mean(), rel=1e-12)
     assert curve.mean_after(1000) == pytest.approx(values[1000:].mean(), rel=1e-3)
     assert curve.mean_after(5000) is None
+
+
+@pytest.mark.parametrize("count", [5, 200])
+@pytest.mark.parametrize(
+    ("at", "step", "told"),
+    [
+        (0, -1.0, "not negative, got -1.0"),
+        (3, float("nan"), "finite and not negative, got nan"),
+        (3, float("inf"), "finite and not negative, got inf"),
+        (-1, float("inf"), "finite and not negative, got inf"),
+        (3, 2.0, "got 2 after 3"),
+        (3, 3.0, "got 3 after 3"),
+    ],
+)
+def test_steps_that_are_none_are_refused_in_short_and_long_calls(count, at, step, told):
+    steps = [float(i) for i in range(1, count + 1)]
+    steps[at] = step
+    curve = Curve(1000)
+    with pytest.raises(ValueError, match=re.escape(told)):
+        curve.observe(steps, [1.0] * count)
+    assert curve.n == 0

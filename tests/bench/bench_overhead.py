@@ -68,8 +68,8 @@ class Training:
         begun = time.process_time()
         self.window.add(loss)
         if self.step % READ == 0:
-            self.monitor.observe(self.step, self.window.compute().item(), span=READ)
-            self.window.reset()
+            total, count, _ = self.window.take().tolist()
+            self.monitor.observe(self.step, total / count, span=READ)
         self.inside += time.process_time() - begun
 
 
