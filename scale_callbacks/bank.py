@@ -229,22 +229,22 @@ class LawBank:
         scouted += prior[self._scouts, _SCOUTED]
         best = scouted.max(axis=(1, 2)) + weights[:, None]
         least = best.max() - MARGIN - 1e-9 * abs(best.max())  # wild data make log-evidences that round
-        logs, members, walk = [], [], []
-        for i in walks:
-            likely = np.flatnonzero(best[i] > least)
+        logs, spots, rows_of = [], [], [np.flatnonzero(row > least) for row in best]
+        for i, likely in enumerate(rows_of):
             log = regression.evidence(walks[i : i + 1], likely, every)[0]
             log += prior[:, :, likely]
             log += weights[i]
-            at = np.flatnonzero(log > least)
-            logs.append(log.ravel()[at])
-            cell, at = np.divmod(at, len(likely))
-            members.append(cell * len(rows) + likely[at])
-            walk.append(np.full(len(at), i))
-        log, member = np.concatenate(logs), np.concatenate(members)
+            spots.append(np.flatnonzero(log > least))
+            logs.append(log.ravel()[spots[-1]])
+        log = np.concatenate(logs)
         kept = np.flatnonzero(log > log.max() - MARGIN)
         kept = kept[_heaviest(log[kept], MEMBERS)]
         heavy = np.exp(log[kept] - log.max())
-        return _Found(heavy / heavy.sum(), np.concatenate(walk)[kept], member[kept], (depths, len(rows)))
+        walk = np.searchsorted(np.cumsum([len(log) for log in logs]), kept, side="right")
+        ends = np.cumsum([0, *(len(likely) for likely in rows_of)])
+        cell, place = np.divmod(np.concatenate(spots)[kept], np.diff(ends)[walk])
+        member = cell * len(rows) + np.concatenate(rows_of)[ends[walk] + place]
+        return _Found(heavy / heavy.sum(), walk, member, (depths, len(rows)))
 
     def _law_weights(self, found: _Found) -> dict[str, float]:
         by_drop = np.bincount(found.indices[2], found.weights, len(self.drop))
