@@ -15,6 +15,7 @@ from typing import Any, Protocol, Self
 
 import numpy as np
 
+from scale_callbacks._state import finite, natural
 from scale_callbacks.curve import Bins, Curve
 from scale_callbacks.forecast import Forecast
 from scale_callbacks.stopping import Decision
@@ -68,9 +69,12 @@ class Expectation:
 
     @classmethod
     def from_list(cls, data: Sequence[Any]) -> Self:
-        """Rebuild an expectation from `to_list`."""
+        """Rebuild an expectation from `to_list`; ValueError for a damaged one."""
         step, *columns = data
-        return cls(int(step), *(tuple(float(x) for x in column) for column in columns))
+        steps, value, below, above = (tuple(finite(column)) for column in columns)
+        if not len(steps) == len(value) == len(below) == len(above):
+            raise ValueError("the columns of an expectation are not equally long")
+        return cls(natural(step), steps, value, below, above)
 
 
 @dataclass(frozen=True)
@@ -113,8 +117,8 @@ class Deviation:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Self:
         """Rebuild a deviation from `to_dict`."""
-        steps = int(data["since"]), int(data["reference"])
-        return cls(float(data["score"]), *steps, float(data["observed"]), float(data["expected"]))
+        score, observed, expected = finite([data["score"], data["observed"], data["expected"]])
+        return cls(score, natural(data["since"]), natural(data["reference"]), observed, expected)
 
 
 def deviation(

@@ -146,3 +146,18 @@ def test_a_last_step_before_the_last_bin_is_refused():
     state["curve"]["ring"] = []
     with pytest.raises(ValueError, match="order"):
         loss_forecaster().load_state_dict(state)
+
+
+@pytest.mark.parametrize("damage", ["nan", "inf", None, "x"])
+def test_an_expectation_that_is_no_number_is_refused(damage):
+    state = unsealed_monitor_state()
+    state["expected"][-1][3][0] = damage
+    with pytest.raises(ValueError, match="damaged"):
+        loss_monitor().load_state_dict(state)
+
+
+def test_an_expectation_with_a_column_cut_short_is_refused():
+    state = unsealed_monitor_state()
+    del state["expected"][-1][3][-1]
+    with pytest.raises(ValueError, match="equally long"):
+        loss_monitor().load_state_dict(state)
