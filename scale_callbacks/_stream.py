@@ -1,5 +1,6 @@
 """The running state of a stream of values: its level, its noise, and isolated spikes pulled in."""
 
+import math
 from collections.abc import Iterable, Sequence
 from typing import Any, TypeAlias
 
@@ -9,6 +10,7 @@ Stream: TypeAlias = tuple[int, float, float, float, float, float, float, int]
 # observations, last step, level, last kept, mean |second difference|, last value, the one before, clipped
 
 BLANK: Stream = (0, -1.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0)
+LARGEST = 1e100  # a value beyond it is counted as non-finite: sums of squares would overflow
 SETTLED = 100  # observations from which on `fold` may be used: the weights no longer change
 
 
@@ -85,6 +87,8 @@ def as_stream(values: Sequence[float]) -> Stream:
     """A state as it comes back from JSON."""
     count, *floats, clipped = values
     step, level, kept, rough, last, before = map(float, floats)
+    if max(abs(value) for value in (level, kept, rough, last, before)) > 10.0 * LARGEST:
+        raise ValueError("a value of the stream is too large")
     return int(count), step, level, kept, rough, last, before, int(clipped)
 
 
@@ -93,6 +97,8 @@ def checked_row(row: Iterable[Any], low: float, high: float) -> list[float]:
     count, step, value, squares, robust = finite(row, 5)
     if natural(count) < 1 or squares < 0.0 or not low * (1.0 - 1e-9) <= step <= high * (1.0 + 1e-9):
         raise ValueError(f"a bin from step {low} to {high} with {count} observations about step {step}")
+    if max(abs(value), abs(robust) / 10.0, math.sqrt(squares / count) / 2.0) > LARGEST:
+        raise ValueError(f"a bin of values about {value}")
     return [count, step, value, squares, robust]
 
 

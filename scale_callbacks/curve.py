@@ -15,11 +15,20 @@ from numpy.typing import ArrayLike, NDArray
 
 from scale_callbacks._numbers import as_floats, check_steps
 from scale_callbacks._state import finite, natural, reading
-from scale_callbacks._stream import BLANK, SETTLED, Stream, advance, as_stream, checked_row, fold, merged
+from scale_callbacks._stream import (
+    BLANK,
+    LARGEST,
+    SETTLED,
+    Stream,
+    advance,
+    as_stream,
+    checked_row,
+    fold,
+    merged,
+)
 
 Floats: TypeAlias = NDArray[np.float64]
 
-LARGEST = 1e100  # beyond it sums of squares overflow: counted as non-finite
 _GROWTH = 1.5  # bin edges are horizon * (i / bins) ** 1.5: finer where the curve bends
 _MOST_BINS = 2**16  # in a state that is to be believed
 _LEAST = 1.0 - 1e-9  # of a bin's mean step, whose sums are rounded
@@ -210,6 +219,8 @@ class Curve:
                 raise ValueError("the bins are not in order")
             if sum(row[0] for row in rows) != stream[0] or len(ring) > stream[0]:
                 raise ValueError("the bins do not hold what was counted")
+            if any(abs(value) > LARGEST for _, value in ring):
+                raise ValueError("one of the latest observations is too large")
             if any(a[0] >= b[0] for a, b in pairwise(ring)) or (ring and ring[-1][0] > stream[1]):
                 raise ValueError("the latest observations are not in order")
             first, nonfinite = finite([state["first"]])[0], natural(state["nonfinite"])

@@ -161,3 +161,21 @@ def test_an_expectation_with_a_column_cut_short_is_refused():
     del state["expected"][-1][3][-1]
     with pytest.raises(ValueError, match="equally long"):
         loss_monitor().load_state_dict(state)
+
+
+@pytest.mark.parametrize("make", [loss_forecaster, reward_forecaster])
+@pytest.mark.parametrize("column", [2, 3, 4])
+def test_a_bin_of_values_that_no_curve_takes_is_refused(make, column):
+    state = state_of(make)
+    rows = state["curve"]["rows"]
+    rows[sorted(rows)[len(rows) // 2]][column] = 1e300
+    with pytest.raises(ValueError, match="a bin of values"):
+        make().load_state_dict(state)
+
+
+@pytest.mark.parametrize("damage", [lambda curve: curve["stream"], lambda curve: curve["ring"][-1]])
+def test_a_latest_value_that_no_curve_takes_is_refused(damage):
+    state = state_of(loss_forecaster)
+    damage(state["curve"])[-3 if len(damage(state["curve"])) > 2 else 1] = 1e300
+    with pytest.raises(ValueError, match="too large"):
+        loss_forecaster().load_state_dict(state)

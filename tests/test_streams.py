@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from scale_callbacks import LossForecaster, MemorySink, Monitor, RewardForecaster, Status
-from scale_callbacks.curve import LARGEST
+from scale_callbacks._stream import LARGEST
 from tests.strategies import Stream, streams
 
 FEW = settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
