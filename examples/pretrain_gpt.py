@@ -234,6 +234,27 @@ def hush() -> None:
         warnings.filterwarnings("ignore", message=advice)
 
 
+def trainer_for(
+    steps: int, logger: MLFlowLogger, callbacks: list[L.Callback], *, live: bool, gpu: bool
+) -> L.Trainer:
+    """A trainer on one device; the progress bar only where somebody sees it."""
+    return L.Trainer(
+        max_epochs=1,  # of RandomWindows, which is as long as the run
+        accelerator="gpu" if gpu else "cpu",
+        devices=1,
+        precision="bf16-mixed" if gpu else "32-true",
+        gradient_clip_val=CLIP,
+        val_check_interval=max(1, steps // 40),
+        num_sanity_val_steps=0,
+        log_every_n_steps=max(1, steps // 200),
+        logger=logger,
+        callbacks=callbacks,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        enable_progress_bar=live,
+    )
+
+
 def main(
     steps: Annotated[int, typer.Option(min=50, help="Optimizer steps.")] = STEPS,
     seed: Annotated[int, typer.Option(help="Of the first weights and of the order of the data.")] = 0,
@@ -272,24 +293,8 @@ def main(
     )
     curves, forecasts = Curves(), MemorySink()
     live = sys.stdout.isatty()
-    trainer = L.Trainer(
-        max_epochs=1,  # of RandomWindows, which is as long as the run
-        accelerator="gpu" if gpu else "cpu",
-        devices=1,
-        precision="bf16-mixed" if gpu else "32-true",
-        gradient_clip_val=CLIP,
-        val_check_interval=max(1, steps // 40),
-        num_sanity_val_steps=0,
-        log_every_n_steps=max(1, steps // 200),
-        logger=logger,
-        callbacks=[
-            LossForecast(monitor, sinks=[forecasts] if live else [forecasts, ConsoleSink(console)]),
-            curves,
-        ],
-        enable_checkpointing=False,
-        enable_model_summary=False,
-        enable_progress_bar=live,
-    )
+    watching = LossForecast(monitor, sinks=[forecasts] if live else [forecasts, ConsoleSink(console)])
+    trainer = trainer_for(steps, logger, [watching, curves], live=live, gpu=gpu)
     begun = time.perf_counter()
     trainer.fit(
         model,

@@ -95,15 +95,18 @@ class Case:
 Knob = tuple[str, Callable[[Prior, float], Prior], tuple[float, ...]]
 
 
+def _stepped(old: Any, step: float, place: int | None, *, factor: bool) -> Any:
+    """A number, or the one at a place of a tuple, moved by a step."""
+    number = old if place is None else old[place]
+    number = number * step if factor else number + step
+    return number if place is None else tuple(number if i == place else v for i, v in enumerate(old))
+
+
 def _regime(index: int, field: str, place: int | None, *, factor: bool) -> Callable[[Prior, float], Prior]:
     def turn(prior: Prior, step: float) -> Prior:
         regime = prior.regimes[index]
-        old: Any = getattr(regime, field)
-        number = old if place is None else old[place]
-        number = number * step if factor else number + step
-        new = number if place is None else tuple(number if i == place else v for i, v in enumerate(old))
+        change: dict[str, Any] = {field: _stepped(getattr(regime, field), step, place, factor=factor)}
         regimes = list(prior.regimes)
-        change: dict[str, Any] = {field: new}
         regimes[index] = replace(regime, **change)
         return replace(prior, regimes=tuple(regimes))
 
@@ -112,11 +115,7 @@ def _regime(index: int, field: str, place: int | None, *, factor: bool) -> Calla
 
 def _field(field: str, *, factor: bool = True, place: int | None = None) -> Callable[[Prior, float], Prior]:
     def turn(prior: Prior, step: float) -> Prior:
-        old = getattr(prior, field)
-        number = old if place is None else old[place]
-        number = number * step if factor else number + step
-        new = number if place is None else tuple(number if i == place else v for i, v in enumerate(old))
-        return prior.with_(**{field: new})
+        return prior.with_(**{field: _stepped(getattr(prior, field), step, place, factor=factor)})
 
     return turn
 
