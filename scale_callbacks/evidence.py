@@ -17,7 +17,7 @@ LAST = 0.01  # share of the plan whose mean loss is forecast
 _TINY = 1e-12
 _LOUD = 0.01  # noise of one observation over the loss, about which what is seen early counts for more
 _PLENTY = 24  # bins: fewer are not thinned by their share of what was seen
-_ENOUGH = 8  # bins that tell their noise
+_ENOUGH = 5  # bins that tell their noise
 _FORGOTTEN = 300  # observations after which the stream's figure has forgotten the first ones
 
 
@@ -85,9 +85,10 @@ def usable(bins: Bins, horizon: float, warmup: float, skip: tuple[float, float, 
 
 
 def quieter(used: Bins, noise: float) -> float:
-    """The noise of one observation: as the stream has it, or less where each bin lies between its neighbours.
+    """The noise of one observation: as the stream has it, or less where the bins bend as little as that.
 
-    The stream's figure remembers how the first steps bent; where observations are few it is mostly that.
+    The stream's figure remembers how the first steps bent; where observations are few it is mostly that. Third
+    differences along the log of the steps are blind to it: in these terms a power law is nearly a parabola.
 
     Args:
         used: the bins that follow a law.
@@ -95,11 +96,11 @@ def quieter(used: Bins, noise: float) -> float:
     """
     if len(used) < _ENOUGH or used.count.sum() > _FORGOTTEN:
         return noise
-    before, here, after = used.steps[:-2], used.steps[1:-1], used.steps[2:]
-    part = (here - before) / (after - before)
-    off = used.robust[1:-1] - (1.0 - part) * used.robust[:-2] - part * used.robust[2:]
-    each = 1.0 / used.count
-    off /= np.sqrt(each[1:-1] + (1.0 - part) ** 2 * each[:-2] + part**2 * each[2:])
+    place = np.arange(len(used) - 3)[:, None] + np.arange(4)
+    at = np.log(np.maximum(used.steps, 0.5))[place]
+    apart = at[:, :, None] - at[:, None, :] + np.eye(4)
+    weight = 1.0 / apart.prod(axis=2)  # of a divided difference
+    off = (weight * used.robust[place]).sum(axis=1) / np.sqrt((weight**2 / used.count[place]).sum(axis=1))
     typical = 1.4826 * float(np.median(np.abs(off)))  # of a normal distribution
     return min(noise, typical * (1.0 + 4.0 / len(off)))
 
