@@ -126,7 +126,8 @@ class LawBank:
 
     def _decay_prior(self, regime: Regime) -> Floats:
         exponent, offset, clock = (np.concatenate(parts) for parts in self._decay_parameters())
-        slope = (np.log(self.slopes) - regime.slope[0]) / regime.slope[1]
+        mean, sd = regime.slope_for(self.plan.horizon)
+        slope = (np.log(self.slopes) - mean) / sd
         bend = (exponent[:, None] - regime.exponent[0]) / regime.exponent[1] - regime.tie * slope
         log = -0.5 * bend**2 / (1.0 - regime.tie**2) - 0.5 * slope**2
         log = log - 0.5 * (offset[:, None] / self.prior.offset_sd) ** 2 + np.log(clock[:, None])
@@ -292,8 +293,8 @@ def _heaviest(weights: Floats, most: int) -> Indices:
 
 
 def _log_peak(peak: float) -> float:
-    """Log of the absolute peak rate over 5e-4, 0 below it, kept to the range known; 0 for relative units."""
-    return float(np.log(np.clip(peak, 5e-4, 4e-3) / 5e-4)) if peak < ABSOLUTE else 0.0
+    """Log of the absolute peak rate over 5e-4, kept to the range known; 0 for relative units."""
+    return float(np.log(np.clip(peak, 2e-4, 4e-3) / 5e-4)) if peak < ABSOLUTE else 0.0
 
 
 def _normalised(log: Floats) -> Floats:

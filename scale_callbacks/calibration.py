@@ -16,7 +16,8 @@ Floats = NDArray[np.float64]
 
 SMALL = "small"  # how sources of short runs begin
 SHARES = (0.1, 0.2, 0.3, 0.5, 0.7, 0.9)
-_EARLY = 0.1  # share of the plan up to which no interval is narrowed
+_EARLY, _LEAST = 0.1, (0.8, 0.6)  # to a tenth of the plan, where least is known, intervals are narrowed less
+_EARLY_PART, _LATE_PART = (0.1, 0.2, 0.3), (0.5, 0.7, 0.9)
 
 
 class Told(NamedTuple):
@@ -57,14 +58,14 @@ def gain(before: Scores, after: Scores) -> tuple[float, float]:
     return mean, float(np.sqrt(np.sum((weights * (gains - mean)) ** 2)) / weights.sum())
 
 
-def calibrated(prior: Prior, rows: Sequence[Told], level: float = 0.9, shrink: float = 0.7) -> Prior:
+def calibrated(prior: Prior, rows: Sequence[Told], level: float = 0.9, shrink: float = 0.85) -> Prior:
     """The prior with interval widths that hold the truths of these rows at the level they say.
 
     By share of the plan seen, neighbouring shares counting half, and apart for plans whose rate still falls
-    by less and by more than a third of its peak; then one factor for all short runs. Runs that are no
-    language models have no say: the kind they are like widens theirs. Runs of one source share the weight of
-    the square root of their number. Each factor is a quantile of error over half-width, drawn towards 1; to
-    a tenth of the plan, where least is known, none narrows.
+    by less and by more than a third of its peak; then two factors for all short runs, up to 30% seen and
+    from half-way on. Runs that are no language models have no say: the kind they are like widens theirs. Runs
+    of one source share the weight of the square root of their number. Each factor is a quantile of error over
+    half-width, drawn towards 1; to a tenth of the plan, where least is known, none narrows by much.
 
     Args:
         prior: what the rows were forecast with.
@@ -81,9 +82,12 @@ def calibrated(prior: Prior, rows: Sequence[Told], level: float = 0.9, shrink: f
     short = [row for row in rows if row.source.startswith(SMALL)]
     if len(short) < 8:
         return prior
-    excess = _ratios(short) / [prior.widening(row.share, row.to_come, {}) for row in short]
-    factor = float(np.clip(_quantile(excess, _weights(short), level), 0.6, 2.5) ** shrink)
-    return _widen_kind(prior, "short", (factor, factor))
+    factors = []
+    for part in (_EARLY_PART, _LATE_PART):
+        near = [row for row in short if row.share in part]
+        excess = _ratios(near) / [prior.widening(row.share, row.to_come, {}) for row in near]
+        factors.append(float(np.clip(_quantile(excess, _weights(near), level), 0.6, 2.5) ** shrink))
+    return _widen_kind(prior, "short", (factors[0], factors[1]))
 
 
 def _widen_kind(prior: Prior, name: str, factors: tuple[float, float]) -> Prior:
@@ -149,7 +153,7 @@ def _factor(rows: Sequence[Told], share: float, open_: bool, level: float) -> fl
     if len(near) < 8:
         return 1.0
     weights = _weights(near) * [1.0 if row.share == share else 0.5 for row in near]
-    least = 1.0 if share <= _EARLY else 0.6
+    least = _LEAST[0] if share <= _EARLY else _LEAST[1]
     return float(np.clip(_quantile(_ratios(near), weights, level), least, 2.5))
 
 

@@ -24,7 +24,7 @@ WINDOW = 0.03  # share of the plan whose mean loss is judged
 FEWEST = 4  # bins in it, 90% of them on one side of what was forecast
 SAME_SIDE = 0.9
 STILL = 20  # equal values in a row that are no chance
-EARLIEST = 0.1  # share of the plan before which no forecast is worth being judged by
+EARLIEST = 0.15  # share of the plan before which no forecast is worth being judged by
 LIMIT = 3.3  # standard deviations; beyond them the loss has left the band
 CLUSTERED = 1.5  # factor on the noise of a mean: neighbouring losses err together
 FLOOR = 1e-3  # of the loss: what is closer to the forecast is no deviation, however sure the forecast was
@@ -128,7 +128,7 @@ def deviation(
 
     The mean loss over the last `patience` (a share of the plan) is judged by the latest forecast made at
     least 3% of the plan before that: it has not seen a break that is only as old as `patience`. Nothing is
-    said before a tenth of the plan or of fewer than four bins.
+    said before 15% of the plan or of fewer than four bins.
 
     Args:
         expectations: of earlier forecasts, in order of steps.

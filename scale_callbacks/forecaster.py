@@ -234,7 +234,7 @@ class LossForecaster:
     def _status(self, step: float, kinds: Mapping[str, float]) -> Status:
         if step > self.schedule.horizon:
             return Status.PAST_HORIZON
-        if kinds.get("other", 0.0) > 0.5:
+        if kinds.get("other", 0.0) + kinds.get("vision_speech", 0.0) > 0.5:
             return Status.UNFAMILIAR
         return Status.EARLY if step < 0.1 * self.horizon else Status.OK
 

@@ -140,6 +140,8 @@ def knobs() -> list[Knob]:
         ("speed", _regime(0, "speed", 0, factor=False), (-0.6, 0.6)),
         ("saturating form", _form(1), (0.4, 2.5)),
         ("steps", _field("steps"), (0.5, 2.0)),
+        ("peak", _field("peak"), (0.7, 1.4)),
+        ("tilt", _regime(0, "tilt", None, factor=True), (0.6, 1.6)),
     ]
     for i, name in enumerate(("pretraining", "short")):
         out += [

@@ -15,6 +15,12 @@ Pair = tuple[float, float]
 
 ABSOLUTE = 0.05  # a peak rate from here on is taken for a relative one
 _ADAM = 5e-3  # rates above it are those of other optimizers, and do not tell kinds of runs apart
+_TYPICAL, _LENGTHS = 20_000.0, (1e3, 4e5)  # optimizer steps of a plan, and the range its length is heeded in
+_APART = (
+    "other",
+    "finetuning",
+    "vision_speech",
+)  # kinds whose widths the table for language models leaves alone
 
 
 @dataclass(frozen=True)
@@ -25,7 +31,8 @@ class Regime:
         name: what the runs are.
         weight: prior probability, before the curve is seen.
         exponent: mean and sd of the decay's exponent α.
-        slope: mean and sd of log(loss brought by one e-fold of training at the horizon, over the final loss).
+        slope: mean and sd of log(loss brought by one e-fold of training at the horizon, over the final loss),
+            in a plan of 20,000 steps.
         tie: correlation of the exponent and the log slope.
         drop: mean and sd of log(loss brought by annealing from the peak to zero, over the final loss).
         speed: mean and sd of log(multi-power's C).
@@ -34,6 +41,8 @@ class Regime:
         rate: mean and sd of log(peak learning rate), where that is an Adam's in absolute units.
         widening: factors on the interval's half-widths of such runs, up to a fifth of the plan and from four
             fifths on.
+        tilt: by how much the mean log slope changes with the log of the plan's length: the excess over the
+            loss that cannot be reduced falls as a power of the steps, so that longer plans end flatter.
     """
 
     name: str
@@ -47,6 +56,12 @@ class Regime:
     noise: Pair
     rate: Pair = (-7.5, 3.0)
     widening: Pair = (1.0, 1.0)
+    tilt: float = 0.0
+
+    def slope_for(self, horizon: float) -> Pair:
+        """Mean and sd of the log slope for a plan of so many steps."""
+        length = min(max(horizon, _LENGTHS[0]), _LENGTHS[1])
+        return self.slope[0] + self.tilt * math.log(length / _TYPICAL), self.slope[1]
 
     def weigh(self, horizon: float, noise: float, peak: float) -> float:
         """Probability of the kind, up to a factor, for a plan's length, a curve's noise and the peak rate.
@@ -154,7 +169,7 @@ class Prior:
         part = min(max(2.0 * to_come - 0.2, 0.0), 1.0)
         logs = np.log(settled) * (1.0 - part) + np.log(open_) * part
         kind = sum(kinds.get(regime.name, 0.0) * regime.widened(seen) for regime in self.regimes)
-        familiar = 1.0 - kinds.get("other", 0.0) - kinds.get("finetuning", 0.0)  # the others set the table
+        familiar = 1.0 - sum(kinds.get(name, 0.0) for name in _APART)
         return float(np.exp(familiar * np.interp(seen, shares, logs) + kind))
 
     @classmethod

@@ -7,6 +7,7 @@ import pytest
 from scale_callbacks import LossForecaster, MemorySink, Monitor, RewardForecaster, Schedule
 from scale_callbacks.curve import Curve
 from scale_callbacks.deviation import LIMIT, Deviation, DivergenceRule, Expectation, deviation, frozen
+from scale_callbacks.testing import losses_of
 
 T = 1000
 PLAN = Schedule.wsd(1e-3, T, warmup=50, cooldown=200)
@@ -42,10 +43,10 @@ def scores(memory):
     return {step: score for step, score in found.items() if score is not None}
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(5))
 def test_a_lawful_run_stays_in_its_band(seed):
     memory = MemorySink()
-    monitor = watch(lossy(seed), sinks=[memory])
+    monitor = watch(losses_of(PLAN, seed=seed), sinks=[memory])
     assert len(scores(memory)) > 20
     assert max(map(abs, scores(memory).values())) < LIMIT
     assert monitor.warnings == {}
@@ -126,12 +127,15 @@ def test_a_state_of_version_1_has_no_expectations_yet_and_goes_on():
     assert monitor.warnings["loss left its forecast band"] > 0
 
 
-def test_nothing_is_said_before_a_tenth_of_the_plan_or_of_too_few_losses():
+def test_nothing_is_said_before_15_percent_of_the_plan_or_of_too_few_losses():
     forecaster = LossForecaster(PLAN)
     forecaster.observe(np.arange(1, 61), lossy()[:60])
     early = [Expectation.of(forecaster.forecast())]
     assert deviation([], forecaster.curve, T) is None
+    forecaster.observe(np.arange(61, 150), 2.0 * lossy()[60:149])
     assert deviation(early, forecaster.curve, T) is None
+    forecaster.observe(150, 2.0 * lossy()[149])
+    assert deviation(early, forecaster.curve, T).outside
     sparse = Curve(T)
     sparse.observe([60, 800, 900, 1000], [2.5, 2.5, 2.5, 2.5])
     assert deviation(early, sparse, T) is None

@@ -304,3 +304,32 @@ def test_what_is_stirred_by_a_fall_of_the_rate_widens_the_forecast() -> None:
         assert forecast is not None
         widths.append(forecast.high - forecast.low)
     assert widths[1] > 1.05 * widths[0]
+
+
+def test_a_higher_peak_rate_promises_a_deeper_cooldown_and_a_relative_one_nothing() -> None:
+    plans = [Schedule.wsd(peak, T, warmup=50, cooldown=400) for peak in (2e-4, 1e-3, 4e-3)]
+    values = [fed(0.6, schedule=plan).forecast().value for plan in plans]
+    assert values[0] > 1.01 * values[1] > 1.02 * values[2]
+    relative = [Schedule.wsd(peak, T, warmup=50, cooldown=400) for peak in (0.1, 1.0)]
+    first, second = (fed(0.6, schedule=plan).forecast().value for plan in relative)
+    assert first == pytest.approx(second, rel=1e-9)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_run_whose_loss_falls_with_the_rate_alone_is_doubted_early_and_found_late(seed: int) -> None:
+    horizon = 100_000
+    plan = Schedule.cosine(1e-3, horizon, warmup=5000)
+    steps = np.arange(250, horizon + 1, 250)
+    area = plan.area(steps) / plan.area(horizon)
+    losses = 0.4 + 0.6 * area**-0.5 + 0.6 * plan.lr(steps) / plan.peak  # as image classifiers have it
+    losses *= 1.0 + 0.015 * np.random.default_rng(seed).standard_normal(len(steps))
+    truth = losses[-4:].mean()
+    forecaster, told = LossForecaster(plan), {}
+    for until in (0.2, 0.4, 0.7):
+        new = steps[(steps <= until * horizon) & (steps > (forecaster.curve.last_step or 0))]
+        forecaster.observe(new, losses[new // 250 - 1])
+        told[until] = forecaster.forecast()
+    assert told[0.2].low < truth < told[0.2].high
+    assert told[0.2].high - told[0.2].low > 0.2 * truth
+    assert told[0.7].value == pytest.approx(truth, rel=0.08)
+    assert told[0.7].low < truth < told[0.7].high

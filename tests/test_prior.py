@@ -62,3 +62,21 @@ def test_a_kind_widens_in_proportion_to_its_probability_early_and_late_apart() -
     assert prior.widening(0.9, 0.0, {"finetuning": 1.0}) == pytest.approx(0.25)
     assert prior.widening(0.5, 0.0, {"finetuning": 1.0}) == pytest.approx(1.0)
     assert prior.widening(0.1, 0.0, {"finetuning": 0.5, "pretraining": 0.5}) == pytest.approx(2.0)
+
+
+def test_longer_plans_are_expected_to_end_flatter() -> None:
+    pretraining = load_prior().regimes[0]
+    slopes = [pretraining.slope_for(horizon)[0] for horizon in (10, 1e3, 2e4, 1e5, 4e5, 1e9)]
+    assert slopes[0] == slopes[1] > slopes[2] == pretraining.slope[0] > slopes[3] > slopes[4] == slopes[5]
+    short = next(regime for regime in load_prior().regimes if regime.name == "short")
+    assert short.slope_for(100)[0] == short.slope_for(1e6)[0] == short.slope[0]
+
+
+def test_only_language_models_take_their_widths_from_the_table() -> None:
+    prior = load_prior().with_(calibration=((0.0, 0.5, 0.5), (1.0, 0.5, 0.5)))
+    kinds = {regime.name: regime for regime in prior.regimes}
+    assert prior.widening(0.5, 1.0, {"pretraining": 1.0}) == pytest.approx(0.5)
+    for name in ("vision_speech", "other", "finetuning"):
+        own = np.exp(kinds[name].widened(0.5))
+        assert prior.widening(0.5, 1.0, {name: 1.0}) == pytest.approx(own)
+        assert own > 0.9
