@@ -87,8 +87,8 @@ def usable(bins: Bins, horizon: float, warmup: float, skip: tuple[float, float, 
 def quieter(used: Bins, noise: float) -> float:
     """The noise of one observation: as the stream has it, or less where the bins bend as little as that.
 
-    The stream's figure remembers how the first steps bent; where observations are few it is mostly that. Third
-    differences along the log of the steps are blind to it: in these terms a power law is nearly a parabola.
+    The stream's figure remembers how the first steps bent; where observations are few it is mostly that.
+    Third differences along the log of the steps are blind to it: there a power law is nearly a parabola.
 
     Args:
         used: the bins that follow a law.

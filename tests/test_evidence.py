@@ -31,12 +31,12 @@ def test_few_losses_are_as_noisy_as_their_bins_not_as_the_first_steps_were_steep
     assert noise <= curve.noise / used.robust[-1]
 
 
-def test_the_noise_of_a_few_losses_is_found_on_average(rounds: int = 200) -> None:
+def test_the_noise_of_a_few_losses_is_found_on_average() -> None:
     steps = np.arange(400.0, 2001.0, 200.0)
     level = 3.0 + 8.0 * (1.0 + steps / 100.0) ** -0.5
     rng = np.random.default_rng(0)
     found = []
-    for _ in range(rounds):
+    for _ in range(200):
         losses = level + 0.01 * rng.standard_normal(len(steps))
         bins = Bins(steps, losses, losses, np.zeros_like(steps), np.ones_like(steps))
         found.append(quieter(bins, 1.0))
