@@ -13,20 +13,23 @@ from scale_callbacks.reward_backtest import Stop, smoothed
 from scale_callbacks.reward_runs import KINDS, RewardRun
 
 ROWS, COLUMNS = 7, 4
+_WHATS = ("saved", "harmed", "rescued")
 
 
 def score_table(title: str, scores: Mapping[str, Mapping[str, Any]]) -> Table:
-    """Saved, harmed and rescued by rule and kind of curve, each with its 90% interval over sources."""
-    table = Table(title=f"{title}: saved / harmed / rescued, 90% intervals over sources below")
+    """Saved, harmed and rescued by kind of curve and rule, each with its 90% interval over sources."""
+    table = Table(title=f"{title}: shares, with 90% intervals over sources")
     table.add_column("rule")
-    kinds = [kind for kind in next(iter(scores.values())) if kind != "stops"]
-    for kind in kinds:
-        table.add_column(KINDS.get(kind, kind), justify="right")
-    table.add_column("stops that harmed", justify="right")
-    for rule, by_kind in scores.items():
-        stops = by_kind["stops"]
-        told = f"{stops['harmed']['mean']:.2f} of {stops['runs']}" if stops["runs"] else "no stops"
-        table.add_row(rule, *(_cell(by_kind[kind]) for kind in kinds), told)
+    for what in _WHATS:
+        table.add_column(what, justify="right")
+    for kind, ours in next(iter(scores.values())).items():
+        table.add_section()
+        every = kind == "stops"
+        table.add_row("of their stops" if every else f"{ours['runs']} runs: {KINDS.get(kind, kind)}")
+        for rule, by_kind in scores.items():
+            row = by_kind[kind]
+            cells = [_share(row[what]) if what in row else "" for what in _WHATS]
+            table.add_row(f"  {rule}" + (f" ({row['runs']})" if every else ""), *cells)
     return table
 
 
@@ -48,10 +51,8 @@ def draw_sheet(runs: Sequence[RewardRun], stops: Sequence[Stop], path: Path) -> 
     return path
 
 
-def _cell(row: Mapping[str, Any]) -> str:
-    whats = ("saved", "harmed", "rescued")
-    means = " / ".join(f"{row[what]['mean']:.2f}" for what in whats)
-    return means + "\n" + ", ".join(f"{row[what]['low']:.2f}-{row[what]['high']:.2f}" for what in whats)
+def _share(told: Mapping[str, float]) -> str:
+    return f"{told['mean']:.2f} ({told['low']:.2f}-{told['high']:.2f})"
 
 
 def _draw(run: RewardRun, stop: Stop, axis: Any) -> None:

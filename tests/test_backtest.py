@@ -149,3 +149,8 @@ def test_the_command_line_prints_scores_and_leaves_json_and_pictures(tmp_path):
     assert saved["scores"]["language model"]["0.5"]["n"] == 2
     assert set(saved["scores"]["language model"]["0.5"]["peers"]) == set(PEERS)
     assert (out / "forecasts_1.png").read_bytes().startswith(b"\x89PNG")
+    printed = result.output
+    for peer, row in saved["scores"]["language model"]["0.5"]["peers"].items():  # whole, on 80 columns too
+        assert f"{row['median']:.2f} / {row['p90']:.2f}" in printed
+        assert peer in printed
+    assert "…" not in printed

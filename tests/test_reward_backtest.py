@@ -158,7 +158,9 @@ def test_command_prints_and_writes_tables_and_sheets(tmp_path):
         app, ["backtest", "--reward", str(folder(tmp_path)), "--simulated", "2", "--out", str(out)]
     )
     assert result.exit_code == 0, result.output
+    assert "SaturationRule" in result.output
     assert "patience 50" in result.output
+    assert "…" not in result.output
     told = json.loads((out / "reward.json").read_text())
     assert set(told) == {"runs", "runs without their learning rate", "runs cut short", "simulated"}
     assert told["runs"]["scores"]["SaturationRule"]["yes"]["saved"]["mean"] > 0.3

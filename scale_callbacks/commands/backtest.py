@@ -3,7 +3,7 @@
 import json
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -13,6 +13,8 @@ from rich.table import Table
 from scale_callbacks import backtest as bt
 from scale_callbacks.peers import PEERS
 from scale_callbacks.runs import read_runs
+
+Scores = dict[str, dict[str, Any]]  # by share of the plan seen
 
 
 def backtest(
@@ -62,6 +64,8 @@ def backtest(
     result = bt.as_json(replayed)
     for group, shares in result["scores"].items():
         console.print(_table(group, shares, level))
+        if peers:
+            console.print(_peers_table(group, shares))
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
         (out / "backtest.json").write_text(json.dumps(result, indent=1))
@@ -100,16 +104,12 @@ def _backtest_rewards(console: Console, folder: Path, out: Path | None, simulate
         console.print(f"wrote {out / 'reward.json'}")
 
 
-def _table(group: str, shares: dict[str, dict], level: float) -> Table:  # type: ignore[type-arg]
+def _table(group: str, shares: Scores, level: float) -> Table:
     table = Table(title=f"{group}: |error| in % of the final loss, median / 90th percentile")
-    table.add_column("seen", justify="right")
-    for name in ("runs", "forecast", "bias", f"{level:.0%} coverage", "width", "CRPS"):
+    for name in ("seen", "runs", "forecast", "bias", f"{level:.0%} coverage", "width", "CRPS"):
         table.add_column(name, justify="right")
-    peers = list(next(iter(shares.values()))["peers"])
-    for peer in peers:
-        table.add_column(f"{peer}\n(skill)", justify="right")
     for share, row in shares.items():
-        cells = [
+        table.add_row(
             f"{float(share):.0%}",
             str(row["n"]),
             f"{row['median']:.2f} / {row['p90']:.2f}",
@@ -117,10 +117,22 @@ def _table(group: str, shares: dict[str, dict], level: float) -> Table:  # type:
             f"{row['coverage']:.2f}",
             f"{row['width']:.2f}",
             f"{row['crps']:.2f}",
-        ]
-        for peer in peers:
-            p = row["peers"][peer]
-            skill = f"{p['skill']:+.2f}, {p['skill_low']:+.2f} to {p['skill_high']:+.2f}"
-            cells.append(f"{p['median']:.2f} / {p['p90']:.2f}\n({skill})")
-        table.add_row(*cells)
+        )
+    return table
+
+
+def _peers_table(group: str, shares: Scores) -> Table:
+    table = Table(title=f"{group}: what is in use today, on the same runs")
+    for name in ("seen", "method", "median / 90th", "beaten in", "skill (90% interval)"):
+        table.add_column(name, justify="left" if name == "method" else "right")
+    for share, row in shares.items():
+        for number, (peer, p) in enumerate(row["peers"].items()):
+            table.add_row(
+                "" if number else f"{float(share):.0%}",
+                peer,
+                f"{p['median']:.2f} / {p['p90']:.2f}",
+                f"{p['beaten']:.0%}",
+                f"{p['skill']:+.2f} ({p['skill_low']:+.2f} to {p['skill_high']:+.2f})",
+                end_section=number == len(row["peers"]) - 1,
+            )
     return table
