@@ -94,10 +94,11 @@ def quieter(used: Bins, noise: float) -> float:
         used: the bins that follow a law.
         noise: sd of one observation by the stream's second differences.
     """
-    if len(used) < _ENOUGH or used.count.sum() > _FORGOTTEN:
+    log = np.log(used.steps + 0.5)
+    if len(used) < _ENOUGH or used.count.sum() > _FORGOTTEN or not np.diff(log).all():
         return noise
     place = np.arange(len(used) - 3)[:, None] + np.arange(4)
-    at = np.log(np.maximum(used.steps, 0.5))[place]
+    at = log[place]
     apart = at[:, :, None] - at[:, None, :] + np.eye(4)
     weight = 1.0 / apart.prod(axis=2)  # of a divided difference
     off = (weight * used.robust[place]).sum(axis=1) / np.sqrt((weight**2 / used.count[place]).sum(axis=1))

@@ -48,6 +48,13 @@ def test_many_losses_keep_the_noise_of_their_stream() -> None:
     assert quieter(usable(curve.bins(), 10_000, 0, SKIP, curve.noise), curve.noise) == curve.noise
 
 
+@pytest.mark.parametrize("start", [0.0, 1e16])
+def test_losses_from_step_0_on_and_steps_too_large_to_be_told_apart_have_a_noise(start: float) -> None:
+    curve = Curve(10)
+    curve.observe(start + np.arange(0.0, 4.5, 0.5) * max(start * 1e-15, 1.0), 3.0 - 0.1 * np.arange(9))
+    assert 0.0 <= quieter(curve.bins(), curve.noise) <= curve.noise
+
+
 def test_a_handful_of_bins_tells_no_noise() -> None:
     curve = curve_of(50, noise=0.0, until=0.1)
     used = usable(curve.bins(), 10_000, 0, SKIP, curve.noise)
