@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+import logging
 import math
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -60,7 +61,7 @@ def _plain(value: Any, memo: dict[int, Any]) -> Any:
         for key, item in value.items():
             twin[key] = _plain(item, memo)  # not `update`, which adds up in a Counter
         return twin
-    if isinstance(value, LRScheduler) or _is_callable_object(value):
+    if isinstance(value, LRScheduler) or is_deepspeed(value) or _is_callable_object(value):
         twin = copy.copy(value)
         memo[id(value)] = twin
         for key, item in vars(value).items():
@@ -75,6 +76,12 @@ def _is_callable_object(value: Any) -> bool:
     return plain and not isinstance(value, torch.nn.Module) and type(value).__module__ not in _BUILT_IN
 
 
+def is_deepspeed(scheduler: Any) -> bool:
+    """Tell one of DeepSpeed's schedulers: they count from -1, under a name of their own."""
+    names = ("last_batch_iteration", "optimizer", "get_lr", "step")
+    return not isinstance(scheduler, LRScheduler) and all(hasattr(scheduler, name) for name in names)
+
+
 _BUILT_IN = {"builtins", "functools", "_functools", "torch"}
 
 
@@ -82,6 +89,8 @@ def position(scheduler: Any) -> int:
     """Count how often the scheduler was stepped."""
     if isinstance(scheduler, ChainedScheduler):
         return max(position(member) for member in scheduler._schedulers)
+    if is_deepspeed(scheduler):
+        return max(int(scheduler.last_batch_iteration) + 1, 0)
     return max(int(scheduler.last_epoch), 0)
 
 
@@ -101,6 +110,9 @@ def rewind(scheduler: Any) -> bool:
 
 
 def _restart(scheduler: Any) -> bool:
+    if is_deepspeed(scheduler):
+        _deepspeed_rates(scheduler, 0)
+        return True
     if isinstance(scheduler, ChainedScheduler):
         return all([_restart(member) for member in scheduler._schedulers])
     if isinstance(scheduler, SequentialLR):
@@ -150,6 +162,8 @@ def formula(scheduler: Any) -> Callable[[int], Rates] | None:
         return _chained(scheduler)
     if isinstance(scheduler, CosineAnnealingWarmRestarts):
         return _warm_restarts(scheduler)
+    if is_deepspeed(scheduler):
+        return lambda update: _deepspeed_rates(scheduler, update)
     if type(scheduler).step is not LRScheduler.step:
         return None
     if hasattr(scheduler, "_get_closed_form_lr"):
@@ -161,6 +175,8 @@ def depends_on_rate(scheduler: Any) -> bool:
     """Tell whether the next rate follows from the present one, rather than from the count of updates."""
     if isinstance(scheduler, SequentialLR | ChainedScheduler):
         return any(depends_on_rate(member) for member in scheduler._schedulers)
+    if is_deepspeed(scheduler):
+        return False  # they compute from their own settings, and so lead back from a rate set by hand
     probe = detach(scheduler, stand_in(scheduler.optimizer))
     read = _reading(probe, probe.get_lr)
     at = [max(position(scheduler), 1) + i for i in range(3)]
@@ -177,6 +193,16 @@ def _reading(scheduler: Any, read: Callable[[], Sequence[Any]]) -> Callable[[int
         return [float(rate) for rate in read()]
 
     return rates
+
+
+def _deepspeed_rates(scheduler: Any, update: int) -> Rates:
+    log = logging.getLogger("DeepSpeed")
+    before, log.disabled = log.disabled, True  # it warns of being asked before the first update
+    try:
+        scheduler.step(update - 1)
+    finally:
+        log.disabled = before
+    return rates_now(scheduler.optimizer)
 
 
 def _sequential(scheduler: Any) -> Callable[[int], Rates] | None:
@@ -237,8 +263,8 @@ def agree(a: Sequence[Rates], b: Sequence[Rates], tolerance: float) -> bool:
 def unknowable(optimizer: Any, scheduler: Any) -> str | None:
     """Say why the rates of a run cannot be known ahead; None when they can."""
     groups: Sequence[Mapping[str, Any]] = optimizer.param_groups
-    if scheduler is not None and not isinstance(scheduler, LRScheduler):
-        return f"{type(scheduler).__name__} is no torch scheduler"
+    if scheduler is not None and not isinstance(scheduler, LRScheduler) and not is_deepspeed(scheduler):
+        return f"{type(scheduler).__name__} is a scheduler of no kind known here"
     if type(scheduler).__name__ in {"ReduceLROnPlateau", "GreedyLR"}:
         return f"{type(scheduler).__name__} reacts to the metrics"
     if "schedulefree" in type(optimizer).__name__.lower() or any("weight_sum" in group for group in groups):

@@ -124,7 +124,23 @@ def transformers_schedulers() -> dict[str, Factory]:
     return {f"transformers {name}": partial(make, name) for name in names}
 
 
-ALL = TORCH | transformers_schedulers()
+def deepspeed_schedulers() -> dict[str, Factory]:
+    try:
+        from deepspeed.runtime import lr_schedules as ds
+    except ImportError:  # with the oldest supported versions
+        return {}
+    warm = {"warmup_min_lr": 0.0, "warmup_max_lr": 0.1, "warmup_num_steps": 40}
+    return {
+        "DeepSpeed WarmupLR": lambda o: ds.WarmupLR(o, **warm),
+        "DeepSpeed WarmupLR linear": lambda o: ds.WarmupLR(o, **warm, warmup_type="linear"),
+        "DeepSpeed WarmupDecayLR": lambda o: ds.WarmupDecayLR(o, total_num_steps=N, **warm),
+        "DeepSpeed WarmupCosineLR": lambda o: ds.WarmupCosineLR(o, total_num_steps=N, warmup_num_steps=40),
+        "DeepSpeed OneCycle": lambda o: ds.OneCycle(o, 1e-3, 0.1, cycle_first_step_size=150),
+        "DeepSpeed LRRangeTest": lambda o: ds.LRRangeTest(o, 1e-3, lr_range_test_step_size=50),
+    }
+
+
+ALL = TORCH | transformers_schedulers() | deepspeed_schedulers()
 every_scheduler = pytest.mark.parametrize("make", ALL.values(), ids=ALL.keys())
 
 
