@@ -62,6 +62,8 @@ def main(steps: int = 1000, wanted: float = 2.0, batch: int = 256, past: int = 8
             print(f"process {accelerator.process_index} stops at step {step} of {steps}")
             break
     monitor.close()
+    # A model still at hand keeps gloo's threads beyond Python's end, where torch 2.13 may then abort.
+    model, optimizer = accelerator.free_memory(model, optimizer)
     accelerator.end_training()
 
 

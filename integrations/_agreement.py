@@ -5,6 +5,7 @@ import logging
 import math
 import threading
 import time
+import weakref
 from datetime import timedelta
 from typing import Any
 
@@ -51,8 +52,9 @@ class Agreement:
         self.timeout = timeout
         self.off = False
         self.faults = 0
-        self._group: Any = None
+        self._group: list[Any] = []  # empty, or the group
         self._number = next(_numbers)
+        self._see_to_the_end()
 
     def broadcast(self, want: bool) -> bool:
         """Say on every rank what rank 0 wants; False after a fault."""
@@ -81,14 +83,23 @@ class Agreement:
     def close(self) -> None:
         """Leave: answers are local from now on, and peers that still ask are told so at once."""
         self.off = True
-        self._group = None  # closes its connections
+        self._group.clear()  # closes its connections
 
     def __getstate__(self) -> dict[str, Any]:
         # A copy, made on one rank perhaps, must not take part in the conversation of the original.
-        return {**self.__dict__, "_group": None, "off": self.off or self._group is not None}
+        return {**self.__dict__, "_group": [], "off": self.off or bool(self._group)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state, _number=next(_numbers))
+        self._see_to_the_end()
+
+    def _see_to_the_end(self) -> None:
+        """Part from the group before the interpreter ends.
+
+        Its thread may still be about to let go of the last answer, for which it needs the interpreter: where
+        that has ended, torch (2.13) aborts the process.
+        """
+        weakref.finalize(self, self._group.clear)
 
     def _alone(self) -> bool:
         return self.off or not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1
@@ -96,10 +107,10 @@ class Agreement:
     def _sums(self, question: float, *values: float) -> list[float] | None:
         """Add up over ranks; None after a fault. No rank gets an answer before all have asked."""
         try:
-            if self._group is None:
-                self._group = self._meet()
+            if not self._group:
+                self._group.append(self._meet())
             numbers = torch.tensor([question, *values, *[0.0] * (2 - len(values))], dtype=torch.float64)
-            self._group.allreduce([numbers]).wait()
+            self._group[0].allreduce([numbers]).wait()
             asked, *sums = numbers.tolist()
             if asked != question * dist.get_world_size():
                 raise RuntimeError("the ranks asked different questions: they are not at the same step")

@@ -2,6 +2,8 @@
 
 import copy
 import math
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -35,9 +37,26 @@ def test_timeout_that_is_none_is_refused(timeout: float) -> None:
 def test_copy_is_off_where_the_original_talks_to_others() -> None:
     agreement = Agreement()
     assert not copy.deepcopy(agreement).off
-    agreement._group = object()
+    agreement._group.append(object())
     assert copy.deepcopy(agreement).off
     assert not agreement.off
+
+
+AT_THE_END = """
+import atexit, weakref
+atexit.register(lambda: print("gone" if group() is None else "still there"))  # runs last
+from scale_callbacks.integrations.torch import Agreement
+class Group: ...
+agreement = Agreement()
+agreement._group.append(Group())
+group = weakref.ref(agreement._group[0])
+print("there" if group() else "gone already")
+"""
+
+
+def test_group_that_nobody_closed_is_gone_before_the_interpreter_ends() -> None:
+    told = subprocess.run([sys.executable, "-c", AT_THE_END], capture_output=True, text=True, check=True)
+    assert told.stdout.split("\n")[:2] == ["there", "gone"]
 
 
 def test_ranks_agree(ranks: list[dict[str, Any]]) -> None:
