@@ -121,8 +121,9 @@ class RewardForecaster:
         Args:
             steps: optimizer steps, strictly increasing within a call; an earlier one than the last rewinds.
             rewards: the rewards there; those that are not finite are counted and left out.
-            extra: further values at the same steps, kept as curves of their own: "frac_reward_zero_std" tells
-                of groups without a learning signal, "step_time" (seconds a step) tells of hours saved.
+            extra: further values at the same steps, kept as curves of their own: "reward_std" (within groups)
+                tells how noisy a step is and what learning signal is left, "frac_reward_zero_std" of groups
+                without any, "step_time" (seconds a step) of hours saved.
 
         Raises:
             TypeError: for what is not a number.
