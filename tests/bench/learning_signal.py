@@ -9,11 +9,15 @@ gain.
 """
 
 import itertools
+import sys
+from pathlib import Path
 
 import numpy as np
 import typer
-from grpo_table import REWARDS, measure, read_bundle, without_outages
 from numpy.typing import NDArray
+
+sys.path.insert(0, str(Path(__file__).parent))
+from grpo_table import REWARDS, measure, read_bundle, without_outages
 
 Floats = NDArray[np.float64]
 
