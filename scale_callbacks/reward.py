@@ -17,6 +17,7 @@ from scale_callbacks.outlook import Outlook, look_at
 from scale_callbacks.reward_bank import Seen, look
 from scale_callbacks.reward_end import LAST as LAST
 from scale_callbacks.reward_end import end_of, way_to
+from scale_callbacks.reward_spread import weigh
 from scale_callbacks.schedule import Schedule
 
 Floats = NDArray[np.float64]
@@ -120,8 +121,9 @@ class RewardForecaster:
         Args:
             steps: optimizer steps, strictly increasing within a call; an earlier one than the last rewinds.
             rewards: the rewards there; those that are not finite are counted and left out.
-            extra: further values at the same steps, kept as curves of their own: "frac_reward_zero_std" tells
-                of groups without a learning signal, "step_time" (seconds a step) tells of hours saved.
+            extra: further values at the same steps, kept as curves of their own: "reward_std" (within groups)
+                tells how noisy a step is and what learning signal is left, "frac_reward_zero_std" of groups
+                without any, "step_time" (seconds a step) of hours saved.
 
         Raises:
             TypeError: for what is not a number.
@@ -235,7 +237,8 @@ class RewardForecaster:
             return None
         rewards = self.sign * bins.mean
         start, scale = float(rewards[0]), float(np.ptp(rewards)) or 1.0
-        seen = Seen(self._clock(bins.steps), (rewards - start) / scale, bins.count)
+        weight = weigh(bins, self.extra.get("reward_std"), horizon=float(self.horizon))
+        seen = Seen(self._clock(bins.steps), (rewards - start) / scale, bins.count, weight)
         ends = look_at(bins)
         finish = np.maximum(1.0 - LAST / 2.0, (bins.steps[ends] / self.horizon + 1.0) / 2.0)
         looks = look(seen, ends, self._clock(finish * self.horizon))

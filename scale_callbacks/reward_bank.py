@@ -63,11 +63,13 @@ class Seen:
         clock: (bins) share of the budget at each bin, increasing.
         reward: (bins) mean reward, in units of the curve's own range.
         count: (bins) observations.
+        weight: (bins) the same, weighed by how noisy they are.
     """
 
     clock: Floats
     reward: Floats
     count: Floats
+    weight: Floats
 
 
 @dataclass(frozen=True)
@@ -174,7 +176,7 @@ class _Sums:
     def of(cls, seen: Seen, features: Floats, stages: Floats, ends: Ints) -> _Sums:
         """Sum over the bins up to each look."""
         starts = np.concatenate(([0], ends[:-1] + 1))
-        weight, value = seen.count, seen.reward - seen.reward[0]
+        weight, value = seen.weight, seen.reward - seen.reward[0]
 
         def upto(columns: Floats) -> Floats:
             return np.cumsum(np.add.reduceat(columns, starts, axis=0)[: len(ends)], axis=0)
@@ -209,7 +211,7 @@ def _features(clock: Floats) -> tuple[Floats, Floats]:
 
 def _noise(seen: Seen, sums: _Sums, ends: Ints) -> tuple[Floats, Floats]:
     """(looks) variance of one observation: from neighbours alone, and with autocorrelation."""
-    inverse = 1.0 / seen.count
+    inverse = 1.0 / seen.weight
     steps = np.diff(seen.reward) ** 2 / (inverse[1:] + inverse[:-1])
     local = np.maximum(np.cumsum(steps)[ends - 1] / ends, _TINY)
     left = sums.count * sums.spread - (sums.cross**2 / sums.square).max(axis=1)

@@ -41,7 +41,7 @@ class Level:
 def trend(outlook: Outlook, horizon: float) -> tuple[float, float]:
     """Slope of a line through the last half, in reward a budget, and its standard error."""
     half = outlook.at >= 0.5 * outlook.at[-1]
-    x, y, count = outlook.at[half] / horizon, outlook.seen.reward[half], outlook.seen.count[half]
+    x, y, count = outlook.at[half] / horizon, outlook.seen.reward[half], outlook.seen.weight[half]
     x = x - x @ count / count.sum()
     square = max(float(count @ x**2), 1e-12)
     return outlook.scale * float((count * x) @ y) / square, outlook.noise / math.sqrt(square)

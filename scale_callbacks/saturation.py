@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from scale_callbacks.outlook import WINDOW, Outlook
 from scale_callbacks.reward import LAST, RewardForecaster
 from scale_callbacks.reward_level import Level, level_now, trend
+from scale_callbacks.reward_spread import signal_of
 from scale_callbacks.saturation_reason import Reason as Reason
 from scale_callbacks.saturation_reason import told
 from scale_callbacks.stopping import Decision
@@ -43,6 +44,10 @@ class SaturationRule:
     steps do not lie below the level they should have: a run is not left in a dip. It stops for `collapsed`
     when the level has fallen below its best by more than noise explains. What it says depends on the
     forecaster's state alone.
+
+    Where the run logs the spread of its rewards (`reward_std`), its square has fallen to less than half and
+    the planned rate falls too, the gain is banked when the learning signal that is left could not bring
+    `min_gain` even if it went on to bring as much as it did so far.
 
     Args:
         min_gain: share of the gain so far that makes going on worthwhile.
@@ -134,6 +139,7 @@ class SaturationRule:
         if zero is not None:
             evidence["zero_spread"] = zero[0]
             evidence["zero_spread_lowest"] = zero[1]
+        evidence |= _signal(forecaster, outlook.gain)
         if pace is not None and pace[0] > 0.0:
             evidence["hours_saved"] = saved * pace[0] / 3600.0
         return {name: float(value) for name, value in evidence.items()}
@@ -155,15 +161,19 @@ class SaturationRule:
             return Reason.COLLAPSED
         learned = evidence["gain"] > LEARNED * evidence["gain_sd"]
         wanted, measurable = evidence["wanted"], evidence["measurable"]
+        signal_gain = evidence.get("signal_gain")
+        more = signal_gain is not None and signal_gain >= wanted
         if self.min_absolute_gain is not None:
             least, seen = wanted, wanted
+        elif signal_gain is not None:  # it tells of the last few percent, better than a fixed share does
+            least, seen = wanted, max(wanted, measurable)
         else:  # the last few percent must have come, and a rise be seen, where noise lets them be measured
             least, seen = min(max(BANKED * wanted, measurable), wanted), max(wanted, measurable)
         rising = evidence["probability"] >= 1.0 - self.confidence or evidence["expected"] >= least
         rising = rising or evidence["trend"] >= seen
         unseen = evidence["trend_error"] >= POWER * seen
         dipped = evidence["dip"] > max(BANKED * wanted, DIP * evidence["level_error"])
-        if learned and not rising and not unseen and not dipped:
+        if learned and not (rising or unseen or dipped or more):
             return Reason.SATURATED
         if evidence.get("zero_spread_lowest", 0.0) >= SILENT:
             return Reason.NO_LEARNING_SIGNAL
@@ -171,7 +181,19 @@ class SaturationRule:
             return Reason.NOT_LEARNED
         if rising:
             return Reason.STILL_RISING
-        return Reason.NOT_SEEN_LONG_ENOUGH if unseen else Reason.DIPPED
+        if unseen:
+            return Reason.NOT_SEEN_LONG_ENOUGH
+        return Reason.DIPPED if dipped else Reason.SIGNAL_LEFT
+
+
+def _signal(forecaster: RewardForecaster, gain: float) -> dict[str, float]:
+    """What the spread of the rewards tells, where logged; `signal_gain` only where that is to be heeded."""
+    spread, last = forecaster.extra.get("reward_std"), float(forecaster.curve.last_step or 0)
+    signal = signal_of(spread, forecaster.schedule, horizon=float(forecaster.horizon), last=last)
+    if signal is None:
+        return {}
+    told = {"signal_level": signal.level, "signal_left": signal.left}
+    return told | {"signal_gain": max(gain, 0.0) * signal.left} if signal.closing else told
 
 
 def _probability(outlook: Outlook, threshold: Floats, hazard: float) -> float:

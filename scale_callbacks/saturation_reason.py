@@ -22,6 +22,7 @@ class Reason(StrEnum):
     STILL_RISING = "still_rising"  # not yet: the rest probably brings more
     NOT_SEEN_LONG_ENOUGH = "not_seen_long_enough"  # not yet: such a rise could have been missed
     BUDGET_SPENT = "budget_spent"  # nothing left to save
+    SIGNAL_LEFT = "signal_left"  # not yet: what spread the rewards still have may bring more
     DIPPED = "dipped"  # not yet: below its own level now, an outage or the start of a fall
 
     @classmethod
@@ -37,7 +38,7 @@ def told(reason: Reason, e: Mapping[str, float], earliest: float) -> str:
     if reason is Reason.SATURATED:
         return (
             f"in the last {left:.0%} of the budget {odds} (gained so far {e['gain']:.3g}, "
-            f"expected {e['expected']:+.2g}); stopping saves {_saving(e)}; {_ADVICE}"
+            f"expected {e['expected']:+.2g}{_by_signal(e)}); stopping saves {_saving(e)}; {_ADVICE}"
         )
     if reason is Reason.COLLAPSED:
         return (
@@ -60,8 +61,16 @@ def told(reason: Reason, e: Mapping[str, float], earliest: float) -> str:
         Reason.DIPPED: (
             f"the last steps lie {e['dip']:.3g} +- {e['level_error']:.2g} below the level they should have"
         ),
+        Reason.SIGNAL_LEFT: (
+            f"the rewards still have {e.get('signal_level', 0.0):.0%} of their highest variance, which may "
+            f"bring up to {e.get('signal_gain', 0.0):.2g}; {e['wanted']:.3g} is worth having"
+        ),
         Reason.BUDGET_SPENT: "the budget is spent, there is nothing left to save",
     }.get(reason, "")
+
+
+def _by_signal(e: Mapping[str, float]) -> str:
+    return f", at most {e['signal_gain']:.2g} by the spread of the rewards" if "signal_gain" in e else ""
 
 
 def _saving(e: Mapping[str, float]) -> str:

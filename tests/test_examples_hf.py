@@ -181,6 +181,15 @@ def test_no_recorded_run_is_stopped_while_a_tenth_of_its_gain_is_still_to_come(b
         assert bridged.reason.startswith("saturated")
 
 
+def test_rest_of_a_recorded_run_brings_no_more_a_unit_of_learning_signal_than_what_came_before(bench):
+    for name, stream in bench.read_bundle().items():  # what the rule takes for granted
+        start, end, curve = bench.measure(bench.without_outages(name, stream)["reward"])
+        signal = np.cumsum(stream["learning_rate"] * stream["reward_std"] ** 2)
+        for step in range(160, 320, 20):
+            so_far = (curve[step] - start) / signal[step]
+            assert (end - curve[step]) / (signal[-1] - signal[step]) < so_far, (name, step)
+
+
 def test_row_of_a_stop_is_judged_by_the_whole_run(bench):
     stream = {"reward": 1 - np.exp(-np.arange(400) / 50)}
     early, late, none = (bench.row("run", stream, stop, "") for stop in (100, 200, 400))

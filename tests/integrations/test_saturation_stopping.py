@@ -27,6 +27,7 @@ class Rewarded(Net):
         step = self.trainer.global_step + 1
         self.log("reward", self.reward(step))
         self.log("frac_reward_zero_std", 0.25)
+        self.log("reward_std", 0.5)
         return super().training_step(batch, batch_idx)
 
 
@@ -57,6 +58,7 @@ def test_saturated_run_is_stopped_with_its_reason_and_evidence(tmp_path: Any) ->
     assert callback.stopped_step == run.global_step
     assert callback.evidence["probability"] < 0.2
     assert callback.evidence["hours_saved"] > 0.0
+    assert callback.evidence["signal_level"] == pytest.approx(1.0)
     assert "chance of more than" in callback.decision.reason
     assert 0.8 < run.callback_metrics["forecast/reward"] < 1.2
     assert callback.warnings == {}

@@ -45,6 +45,7 @@ def test_grpo_trainer_takes_the_callback_as_it_is(tmp_path: Path) -> None:
     zero = [row["frac_reward_zero_std"] for row in rows(run, "frac_reward_zero_std")]
     assert seen.recent("frac_reward_zero_std", 1.0)[0] == pytest.approx(sum(zero) / 12)
     assert callback.forecast is not None
+    assert 0.0 <= callback.decision.evidence["signal_level"] <= 1.0  # the spread, and the trainer's own plan
     assert callback.warnings == {}
 
 
