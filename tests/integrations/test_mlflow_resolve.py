@@ -9,6 +9,7 @@ import pytest
 from mlflow import MlflowClient
 
 from scale_callbacks import LossForecaster, Monitor, Schedule
+from scale_callbacks.integrations import _mlflow_sink
 from scale_callbacks.integrations.mlflow import resolve_sink
 
 DEAD = "http://ann:hunter2@127.0.0.1:9"
@@ -59,6 +60,14 @@ def test_two_metrics_can_be_told_apart_in_one_run(store, run_id):
         train(sink)
         assert sink.faults == 0
     assert {"forecast.status", "forecast_val.status"} <= set(store.get_run(run_id).data.tags)
+
+
+def test_a_journal_that_was_sent_since_it_was_found_is_no_fault(store, run_id, tmp_path, monkeypatch):
+    monkeypatch.setattr(_mlflow_sink, "journals_of", lambda *_: [tmp_path / f"{run_id}.gone.jsonl"])
+    sink = resolve_sink([MLFlowLogger(store, run_id)])
+    train(sink)
+    assert sink.faults == 0
+    assert "forecast/train_loss" in store.get_run(run_id).data.metrics
 
 
 def test_only_the_logger_of_the_same_run_is_covered(store, run_id):
