@@ -82,7 +82,8 @@ class LawBank:
         self.slopes = np.array(prior.slopes)
         self._shape = (len(self.drop), len(prior.drops), len(self.decay), len(prior.slopes))
         self._wander, self._walk_weights = np.square(prior.wander), np.log(prior.wander_weights)
-        borders = np.array([law == "epochs" for law in self.law_of_drop()])[:, None]
+        self._laws = self.law_of_drop()
+        borders = np.array([law == "epochs" for law in self._laws])[:, None]
         falls = np.where(borders, prior.border_drops, prior.drops)
         widths = np.where(borders, prior.border_width, prior.drop_width)
         self.grid = Grid(self.slopes, prior.slope_width, falls, widths)
@@ -219,10 +220,8 @@ class LawBank:
 
     def _scouted(self, regression: Regression, depths: slice, prior: Floats | float) -> Floats:
         """(walks, decays and slopes): the highest log weight of each under a few drops and some depths."""
-        shape = len(self._wander), self.decay.shape[0] * len(self.slopes)
-        walks, rows = np.divmod(np.arange(shape[0] * shape[1]), shape[1])
-        log = regression.evidence(walks, rows, _SCOUTS, depths)
-        log = log.reshape(*log.shape[:2], *shape) + prior
+        walks, rows = np.arange(len(self._wander))[:, None], np.arange(self.decay.shape[0] * len(self.slopes))
+        log = regression.evidence(walks, rows, _SCOUTS, depths) + prior
         return np.asarray(log.max(axis=(0, 1)) + self._walk_weights[:, None], dtype=np.float64)
 
     def _heavy(self, regression: Regression, prior: Floats) -> _Found:
@@ -235,18 +234,20 @@ class LawBank:
         log += prior.take(rows, axis=2)
         log += self._walk_weights.take(walks)
         spots = (log > log.max() - MARGIN).ravel().nonzero()[0]
-        log = log.take(spots)
-        kept = _heaviest(log, MEMBERS)
-        heavy, spots = np.exp(log[kept] - log.max()), spots[kept]
         cell = spots // len(rows)  # numpy's divmod takes four times as long
         pair = spots - cell * len(rows)
-        member = cell * prior.shape[2] + rows.take(pair)
-        return _Found(heavy / heavy.sum(), walks.take(pair), member, prior.shape[1:])
+        member, walk, log = cell * prior.shape[2] + rows.take(pair), walks.take(pair), log.take(spots)
+        if len(log) > MEMBERS:  # many are equal then, and which of them are kept hangs on their order
+            order = walk.astype(np.int8).argsort(kind="stable")
+            member, walk, log = member[order], walk[order], log[order]
+        kept = _heaviest(log, MEMBERS)
+        heavy = np.exp(log[kept] - log.max())
+        return _Found(heavy / heavy.sum(), walk[kept], member[kept], prior.shape[1:])
 
     def _law_weights(self, found: _Found) -> dict[str, float]:
         by_drop = np.bincount(found.indices[2], found.weights, len(self.drop))
         laws = dict.fromkeys(("power", "annealing", "multi_power", "epochs"), 0.0)
-        for law, weight in zip(self.law_of_drop(), by_drop.tolist(), strict=True):
+        for law, weight in zip(self._laws, by_drop.tolist(), strict=True):
             laws[law] += weight
         return laws
 
@@ -286,7 +287,9 @@ def _heaviest(weights: Floats, most: int) -> Indices:
     """Indices, in order, of the `most` largest weights."""
     if len(weights) <= most:
         return np.arange(len(weights))
-    return np.sort(np.argpartition(-weights, most)[:most])
+    kept = (-weights).argpartition(most)[:most]
+    kept.sort()
+    return kept
 
 
 def _log_peak(peak: float) -> float:

@@ -162,7 +162,7 @@ class Regression:
         """(drops, depths, pairs): log marginal likelihood; a negative coefficient is forbidden.
 
         Args:
-            walks: (pairs) variances of the random walk.
+            walks: (pairs) variances of the random walk; with `rows` any two tables that go together.
             rows: (pairs) members of the decay, as flat indices into (decays, slopes).
             drops: which drop shapes.
             depths: which of their depths.
@@ -171,12 +171,11 @@ class Regression:
         at, decay = walks * self._rows + rows, walks * self._decays + rows // self._slopes
         d1, h1, cross = self._d1.take(at), self._h1.take(at), self._a12[drops].take(decay, axis=1)
         ratio = cross / d1
-        d2, log = (part[drops, depths].take(walks, axis=2) for part in (self._d2, self._h2))
+        d2, h2 = (part[drops, depths].take(walks, axis=2) for part in (self._d2, self._h2))
         left = d2 - (ratio * cross)[:, None]
-        d2 *= _LEFT
-        np.maximum(left, d2, out=left)
-        log -= (ratio * h1)[:, None]
-        fall = np.divide(log, left, out=d2)
+        np.maximum(left, _LEFT * d2, out=left)
+        log = h2 - (ratio * h1)[:, None]
+        fall = log / left
         forbidden = log < 0.0
         log *= fall
         fall *= ratio[:, None]
@@ -184,7 +183,7 @@ class Regression:
         log -= np.log(left, out=left)
         log *= 0.5
         log += self._log1.take(at)
-        log += self._log2[drops, depths, None]
+        log += self._log2[drops, depths].reshape(log.shape[:2] + (1,) * at.ndim)
         np.subtract(log, _FORBIDDEN, out=log, where=forbidden)
         return np.asarray(log, dtype=np.float64)
 
@@ -227,7 +226,7 @@ def _inverse(root: Floats) -> Floats:
     if size <= _SMALL:
         return np.asarray(np.linalg.inv(root), dtype=np.float64)
     half = size // 2
-    inverse = np.zeros_like(root)
+    inverse = np.zeros(root.shape)
     inverse[:, :half, :half] = first = _inverse(root[:, :half, :half])
     inverse[:, half:, half:] = second = _inverse(root[:, half:, half:])
     inverse[:, half:, :half] = -(second @ root[:, half:, :half] @ first)

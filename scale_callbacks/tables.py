@@ -85,15 +85,15 @@ class Tables:
         read = _reader(plan.steps, np.concatenate((evidence.steps, points, end)))
         decay, drop, stir, area = (read(table) for table in (decay, drop, stirred, plan.area))
         np.maximum(area, 1e-4, out=area)
-        clock = -(area**-power) / power
+        start = -(area[0] ** -power) / power
         return cls(
             decay[:, :bins],
             drop[:, :bins],
-            clock[:bins] - clock[0],
+            -(area[:bins] ** -power) / power - start,
             stir[:bins] - stir[0],
             _ended(decay[:, bins:], count),
             _ended(drop[:, bins:], count),
-            np.maximum(_ended(clock[bins:] - clock[0], count), 0.0),
+            np.maximum(_ended(-(area[bins:] ** -power) / power - start, count), 0.0),
             np.maximum(_ended(stir[bins:], count) - stir[0], 0.0),
             area[bins - 1] / area[:bins],
         )
@@ -115,9 +115,9 @@ def _reader(grid: Floats, steps: Floats) -> Callable[[Floats], Floats]:
     rest = 1.0 - part
 
     def read(table: Floats) -> Floats:
-        values = table.take(left, axis=-1)
+        values = table[..., left]
         values *= rest
-        values += table.take(right, axis=-1) * part
+        values += table[..., right] * part
         return np.asarray(values, dtype=np.float64)
 
     return read
