@@ -77,11 +77,13 @@ def usable(bins: Bins, horizon: float, warmup: float, skip: tuple[float, float, 
     """
     seen, level = float(bins.steps[-1]), abs(_middle(bins.robust[-3:]))
     loud = min(noise / level, 1.0) / _LOUD if level > 0.0 else 1.0 / _LOUD
-    kept = bins.steps > 0.5 * skip[1] * (1.0 + 1.0 / (1.0 + loud**2)) * seen
-    kept[-_PLENTY:] = True
-    kept &= bins.steps > max(skip[0] * horizon, min(skip[2] * warmup, 0.5 * seen))
-    kept[-4:] = True
-    return gathered(_chosen(bins, kept), horizon)
+
+    def after(step: float) -> int:
+        return int(bins.steps.searchsorted(step, side="right"))
+
+    first = min(after(0.5 * skip[1] * (1.0 + 1.0 / (1.0 + loud**2)) * seen), len(bins) - _PLENTY)
+    first = max(first, after(max(skip[0] * horizon, min(skip[2] * warmup, 0.5 * seen))))
+    return gathered(_from(bins, min(first, max(len(bins) - 4, 0))), horizon)
 
 
 def quieter(used: Bins, noise: float) -> float:
@@ -111,18 +113,15 @@ def gathered(bins: Bins, horizon: float) -> Bins:
     place = (MOST * np.minimum(bins.steps / horizon, 1.0) ** (2.0 / 3.0)).astype(np.intp)
     place = np.minimum(place, MOST - 1)
     starts = np.concatenate(([0], (place[1:] > place[:-1]).nonzero()[0] + 1))
-    count = np.add.reduceat(bins.count, starts)
-
-    def pooled(column: Floats) -> Floats:
-        return np.asarray(np.add.reduceat(column * bins.count, starts) / count, dtype=np.float64)
-
-    return Bins(
-        pooled(bins.steps), pooled(bins.mean), pooled(bins.robust), np.sqrt(pooled(bins.spread**2)), count
-    )
+    columns = np.array((bins.steps, bins.mean, bins.robust, bins.spread**2, np.ones(len(bins)))) * bins.count
+    *sums, count = np.add.reduceat(columns, starts, axis=1)
+    steps, mean, robust, squares = (column / count for column in sums)
+    return Bins(steps, mean, robust, np.sqrt(squares), count)
 
 
-def _chosen(bins: Bins, kept: NDArray[np.bool_]) -> Bins:
-    return Bins(bins.steps[kept], bins.mean[kept], bins.robust[kept], bins.spread[kept], bins.count[kept])
+def _from(bins: Bins, first: int) -> Bins:
+    columns = (bins.steps, bins.mean, bins.robust, bins.spread, bins.count)
+    return Bins(*(column[first:] for column in columns))
 
 
 def _middle(values: Floats) -> float:

@@ -224,11 +224,12 @@ class Schedule:
         knots = len(self.steps)
         return f"Schedule(horizon={self.horizon}, peak={self.peak:g}, warmup={self.warmup}, knots={knots})"
 
-    def _at_whole_steps(self, steps: ArrayLike, total: Callable[[Any], Any]) -> float | Floats:
-        t = np.maximum(_as_steps(steps), 0.0)
-        whole = t // 1.0 if t.ndim else float(t) // 1.0  # of one step, in plain numbers: a third of the cost
+    def _at_whole_steps(self, steps: Any, total: Callable[[Any], Any]) -> float | Floats:
+        one = isinstance(steps, int | float) and math.isfinite(steps)  # takes a tenth of the time of an array
+        t: Any = max(float(steps), 0.0) if one else np.maximum(_as_steps(steps), 0.0)
+        whole = t // 1.0
         value, part = total(whole), t - whole
-        if part.any():
+        if part if isinstance(part, float) else part.any():
             value = value + part * (total(whole + 1.0) - value)
         return _like(steps, value)
 
