@@ -49,7 +49,7 @@ class LossWindow(torchmetrics.Metric):
         if loss.dim():
             loss = loss.mean()
         if isinstance(slot, int):
-            self._slots.values[slot] = loss.item()
+            self._slots.values[slot] = loss.tolist()  # a number; by `item` it takes longer
         else:
             slot.copy_(loss.detach() if loss.requires_grad else loss)
 
@@ -121,7 +121,7 @@ class LossWindow(torchmetrics.Metric):
         totals = _totals(seen, ends)
         totals[0] += self.sums
         self._closed.append(totals[:-1])
-        self.sums = totals[-1].clone()  # of the window at hand
+        self.sums = totals[-1]  # of the window at hand
 
     def __getstate__(self) -> dict[str, Any]:
         self._fold()
@@ -131,8 +131,10 @@ class LossWindow(torchmetrics.Metric):
 def _totals(losses: torch.Tensor, ends: list[int]) -> torch.Tensor:
     """(windows, 3): sum of the finite losses, their count, that of the others, of windows that end there."""
     spans = list(pairwise((0, *ends)))
-    if losses.device.type in AT_HAND and math.isfinite(losses.sum().item()):  # then all are: the usual case
-        return losses.new_tensor([(losses[a:b].sum().item(), b - a, 0.0) for a, b in spans])
+    if losses.device.type in AT_HAND:
+        sums = [losses[a:b].sum().item() for a, b in spans]
+        if all(map(math.isfinite, sums)):  # then all are: the usual case
+            return losses.new_tensor([(total, b - a, 0.0) for total, (a, b) in zip(sums, spans, strict=True)])
     finite, values = losses - losses == 0.0, losses.nan_to_num(0.0, 0.0, 0.0)
     rows = []
     for a, b in spans:
@@ -158,7 +160,7 @@ class _Slots:
         self.size = size
         self.device: torch.device | None = None
         self.free: Iterator[torch.Tensor | int] = iter(())
-        self.values: list[float] = []
+        self.values: list[Any] = []
         self._buffer = torch.zeros(0)
         self._slots: Sequence[torch.Tensor | int] = ()
         self._ends: list[int] = []  # of the windows that were closed

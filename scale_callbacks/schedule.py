@@ -143,7 +143,7 @@ class Schedule:
         """Last optimizer step of the plan."""
         return int(self.steps[-1])
 
-    @property
+    @cached_property
     def peak(self) -> float:
         """Highest rate of the plan, in the unit that was given."""
         return float(self.rates.max())
