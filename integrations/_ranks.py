@@ -12,11 +12,12 @@ Note = Callable[[str, Exception | None], None]
 
 @dataclass(frozen=True)
 class Mean:
-    """Sum of the finite values, their count, and the count of the others."""
+    """Sum of the finite values, their count, the count of the others, and that of ranks that had failed."""
 
     total: float
     count: float
     bad: float
+    failed: float = 0.0
 
     @property
     def mean(self) -> float:

@@ -16,8 +16,8 @@ from scale_callbacks.sinks import Record
 
 _log = logging.getLogger("scale_callbacks")
 
-FEWEST_READS = 500  # a run is read at least so often where it has as many steps,
-MOST_READS = 1000  # and at most so often, whatever its length
+FEWEST_READS = 500  # a run has at least so many windows where it has as many steps,
+MOST_READS = 1000  # and at most so many, whatever its length
 
 
 def optimizer_steps_per_batch(trainer: pl.Trainer) -> float:
@@ -157,7 +157,7 @@ def _steps_per_update(trainer: pl.Trainer, config: Any, batches: float) -> float
 
 
 def window_length(horizon: int, log_every_n_steps: int) -> int:
-    """Optimizer steps between two reads of the device: as often as the trainer logs, within bounds."""
+    """Optimizer steps whose mean is one observation: as often as the trainer logs, within bounds."""
     most = max(1, horizon // FEWEST_READS)
     return max(math.ceil(horizon / MOST_READS), min(log_every_n_steps or most, most))
 

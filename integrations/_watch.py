@@ -17,6 +17,7 @@ from scale_callbacks.schedule import Schedule
 
 STATE_VERSION = 2  # 1: one window, no plan, no MLflow run
 NEVER = sys.maxsize
+UNREAD = 32  # windows kept on the device before they are read, forecast or not
 PATIENCE = 0.05  # seconds in which sinks may finish with a plan that is given up
 
 
@@ -37,6 +38,7 @@ class Watch:
     """
 
     by_output = True  # a module that logs nothing is watched by the loss it returns
+    patient = True  # windows are read when a forecast is due, not each when it is full
 
     def __init__(
         self,
@@ -61,6 +63,8 @@ class Watch:
         self._collector = Collector(self._ranks, self.fail)
         self._tap = Tap(trainer, self.name, validation_names, by_output=self.by_output)
         self._automatic = trainer.lightning_module.automatic_optimization
+        # In manual optimisation the plan may turn out to be another between two forecasts.
+        self._most_unread = UNREAD if self.patient and self._automatic else 1
         self._pending: list[tuple[int, float, int]] = []  # read while the source is open
         self._epoch_end: tuple[int, int] | None = None  # step and length of an epoch not read yet
         self._boundary = self._after(self._began)
@@ -144,9 +148,23 @@ class Watch:
         else:
             self._observe(self._trainer.global_step, value)
 
+    def catch_up(self, *, together: bool = True) -> None:
+        """Read the windows that were not read yet, and observe them.
+
+        Args:
+            together: all ranks are asked at this moment; else this one speaks for all.
+        """
+        if not self._collector.unread:
+            return
+        closed = self._collector.closed(together=together)
+        for step, span, mean in () if self._ranks.lost else closed:
+            self._observe(step, mean, span)
+        self._look_for_failure()
+
     def close(self, outcome: str | None = None) -> None:
         """Close the sinks; the monitor stays readable."""
         self._step = self._trainer.global_step
+        self.catch_up(together=False)
         if outcome is not None and self._outlet.mlflow is not None:
             self._outlet.mlflow.outcome = outcome
         self.monitor.close()
@@ -177,11 +195,15 @@ class Watch:
         """What a resumed run needs, as plain data.
 
         Args:
-            together: all ranks are asked at this moment, so that the windows of all can be gathered.
+            together: all ranks are asked at this moment, so that the windows of all can be gathered. One of
+                several that is asked alone does not tell of what was not read yet.
         """
         self._step = self._trainer.global_step
+        alone = self._ranks.world == 1
+        if together or alone:
+            self.catch_up()
         windows = self._collector.totals(together=together)  # first: nothing that fails may come before
-        if self._ranks.world == 1:
+        if alone:
             self.late_epoch_values()  # a checkpoint of the epoch's end has what was logged after us
         return {
             "version": STATE_VERSION,
@@ -222,7 +244,7 @@ class Watch:
         if self._tap.source is Source.OPEN and step >= self._finder.due:
             self._look_again(step, outputs)
         if step >= self._boundary:
-            self._read_window(step)
+            self._close_window(step)
         self._next_read = min(self._boundary, self._finder.due if self._tap.source is Source.OPEN else NEVER)
 
     def _look_again(self, step: int, outputs: Any) -> None:
@@ -238,15 +260,16 @@ class Watch:
         if value is not None and fresh:
             self._collector.add(value)
 
-    def _read_window(self, step: int) -> None:
+    def _close_window(self, step: int) -> None:
         if self._tap.sampled:
             sample = self._tap.fresh()
             if sample is not None:
                 self._collector.add(sample)
-        window, _ = self._read()
-        span, self._began = step - self._began, step
-        self._boundary = self._after(step)
-        self._observe(step, window, span)
+        self._collector.close(step, step - self._began)
+        self._began, self._boundary = step, self._after(step)
+        due = self._tap.source is not Source.OPEN and self.monitor.due(step)  # on all ranks or on none
+        if due or self._collector.unread >= self._most_unread:
+            self.catch_up()
 
     def _after(self, step: int) -> int:
         """The end of the window that begins at a step: windows end on multiples, and on the horizon."""
@@ -264,10 +287,13 @@ class Watch:
 
     def _read(self, value: Any = None) -> tuple[Mean, Mean]:
         window, further = self._collector.read(value)
+        self._look_for_failure()
+        return window, further
+
+    def _look_for_failure(self) -> None:
         if self._collector.ended and not self.off:
             self._note("a rank has failed, no more forecasts")
         self.off |= self._collector.ended or self._ranks.lost  # on all ranks at once
-        return window, further
 
     def _window_length(self) -> int:
         return _trainer.window_length(self.schedule.horizon, self._trainer.log_every_n_steps)  # type: ignore[attr-defined]
@@ -316,12 +342,14 @@ class Watch:
         self._patience = 0
         if source is Source.OPEN:
             return
-        if source in (Source.STEP, Source.EPOCH):
-            self._collector.reset()  # it held the loss returned, not the one logged
         pending, self._pending = self._pending, []
         if source is Source.OUTPUT:
             for step, value, span in pending:
                 self._observe(step, Mean(value, 1.0, 0.0), span)
+            self.catch_up()
+        else:
+            # The collector held the loss returned, not the one logged; with a validation's it is looked at.
+            self._collector.forget(window=source is not Source.VALIDATION)
 
     # --- faults
 

@@ -29,7 +29,8 @@ class LossForecast(Callback):
     The forecast and its interval go to `trainer.callback_metrics`, to the trainer's loggers and to the
     progress bar, as `forecast/<monitor>`, `_low` and `_high`. Steps are optimizer steps
     (`trainer.global_step`; with several optimizers Lightning counts the steps of all of them). The loss is
-    collected on the device and read 500 to 1,000 times a run; no other step waits for the device.
+    collected on the device, in 500 to 1,000 windows a run, which are read when a forecast is due, at most
+    about a hundred times; no other step waits for the device. In manual optimisation each window is read.
 
     Nothing that goes wrong inside ends or holds up a training: it is logged once and the callback switches
     itself off. Only set-up errors are raised: bad arguments, a length that cannot be known, a name that
@@ -145,6 +146,7 @@ class LossForecast(Callback):
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Read what is left, and close the sinks."""
         self._tell(Watch.late_epoch_values)
+        self._tell(Watch.catch_up)
         self._tell(Watch.close)
 
     def on_exception(

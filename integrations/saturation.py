@@ -119,9 +119,9 @@ class SaturationStopping(LossForecast):
 
 
 class _RewardWatch(Watch):
-    """A watch that takes no loss for a reward, and further signals along."""
+    """A watch that takes no loss for a reward, and further signals along, at the time of each window."""
 
-    by_output = False
+    by_output = patient = False
 
     def __init__(self, *args: Any, **options: Any) -> None:
         self._last_read = (time.perf_counter(), -1)

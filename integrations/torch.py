@@ -2,16 +2,14 @@
 
 import warnings
 from collections.abc import Callable, Iterable
-from operator import length_hint
 from typing import Any
 
 import numpy as np
-import torch
-import torchmetrics
 from numpy.typing import NDArray
 
 from scale_callbacks.integrations import _lookahead
 from scale_callbacks.integrations._agreement import Agreement as Agreement
+from scale_callbacks.integrations._window import LossWindow as LossWindow
 from scale_callbacks.schedule import Schedule
 
 EXACT = 16384  # scheduler updates up to which a plan is simulated one by one
@@ -167,122 +165,3 @@ def _held(rate: Any, horizon: int) -> Schedule:
 
 def _say(text: str) -> None:
     warnings.warn(text, UserWarning, stacklevel=3)
-
-
-class LossWindow(torchmetrics.Metric):
-    """Running mean of a loss that stays on its device until it is asked for.
-
-    `add` is one in-place copy into a slot; the slots are added up, and what is not finite is counted instead,
-    when they are full or the window is read. So a step costs one small kernel, and one NaN does not spoil a
-    window. The states are sums, so torchmetrics reduces them over ranks in `compute`, or an adapter in one go
-    through `totals`.
-
-    Args:
-        slots: values kept before they are added up.
-        kwargs: settings of `torchmetrics.Metric`.
-
-    >>> window = LossWindow()
-    >>> for loss in (1.0, float("nan"), 3.0):
-    ...     window.add(torch.tensor(loss))
-    >>> window.compute().item(), window.totals().tolist()
-    (2.0, [4.0, 2.0, 1.0])
-    """
-
-    full_state_update = False
-    sums: torch.Tensor  # of the finite losses, their count, and the count of the others
-
-    def __init__(self, *, slots: int = 64, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.add_state("sums", torch.zeros(3), dist_reduce_fx="sum")
-        self._slots = _Slots(slots)
-
-    def add(self, loss: torch.Tensor) -> None:
-        """Take one loss (the mean of a tensor of several) without waiting for its device."""
-        slot = next(self._slots.free, None)
-        if slot is None:
-            slot = self._make_room(loss)
-        if loss.requires_grad:
-            loss = loss.detach()
-        slot.copy_(loss if loss.dim() == 0 else loss.mean())
-
-    def update(self, loss: torch.Tensor) -> None:
-        """Take one loss the torchmetrics way; `add` does the same at less cost."""
-        self.add(loss)
-
-    def compute(self) -> torch.Tensor:
-        """Mean of the finite losses, NaN when there is none."""
-        self._fold()
-        return self.sums[0] / self.sums[1]
-
-    def totals(self) -> torch.Tensor:
-        """Sum of the finite losses, their count, and the count of the others: one tensor, on the device."""
-        self._fold()
-        return self.sums.clone()
-
-    def take(self) -> torch.Tensor:
-        """The totals; a new window begins."""
-        totals = self.totals()
-        self.sums.zero_()
-        return totals
-
-    def restore(self, totals: Iterable[float]) -> None:
-        """Continue a window from what `totals` gave."""
-        self.reset()
-        self._update_count = 1
-        self.sums.copy_(torch.tensor([float(value) for value in totals]))
-
-    def reset(self) -> None:
-        """Begin a new window."""
-        self._slots.give(())
-        super().reset()
-
-    def sync(self, *args: Any, **kwargs: Any) -> None:
-        """Reduce over ranks; called by torchmetrics."""
-        self._fold()
-        super().sync(*args, **kwargs)
-
-    def _make_room(self, loss: torch.Tensor) -> torch.Tensor:
-        self._fold()
-        self._update_count += 1
-        self._computed = None
-        if self._slots.device != loss.device:
-            self.to(loss.device)
-            self._slots.move(loss.device)
-        self._slots.give(self._slots.views)
-        return next(self._slots.free)
-
-    def _fold(self) -> None:
-        seen = self._slots.seen()
-        if seen is not None:
-            finite = torch.isfinite(seen)
-            count = finite.sum()
-            self.sums += torch.stack((torch.where(finite, seen, 0.0).sum(), count, len(seen) - count))
-
-    def __getstate__(self) -> dict[str, Any]:
-        self._fold()
-        return {**super().__getstate__(), "_slots": _Slots(self._slots.size)}
-
-
-class _Slots:
-    """Where losses wait on their device; apart from the metric, whose attributes cost more than a copy."""
-
-    def __init__(self, size: int) -> None:
-        self.size = size
-        self.views: tuple[torch.Tensor, ...] = ()
-        self.device: torch.device | None = None
-        self.give(())
-
-    def give(self, views: tuple[torch.Tensor, ...]) -> None:
-        """These may be filled next."""
-        self._given, self.free = len(views), iter(views)
-
-    def move(self, device: torch.device) -> None:
-        """Wait on another device."""
-        self.device, self._buffer = device, torch.zeros(self.size, device=device)
-        self.views = self._buffer.unbind()
-
-    def seen(self) -> torch.Tensor | None:
-        """What was filled since it was last asked for; None for nothing."""
-        used = self._given - length_hint(self.free)
-        self.give(())
-        return self._buffer[:used] if used else None

@@ -33,7 +33,8 @@ KEPT = 96  # members the path is mixed from
 _CELLS = 64  # Gaussians the forecast at the end is gathered into
 _BETA = 0.6  # multi-power's β, the paper's: hardly told apart from its speed
 MARGIN = 10.0  # log-evidence below the best at which a member is given up
-_SCOUTED = slice(1, None, 3)  # depths under which decays are scouted
+_SCOUTS = slice(None, None, 3)  # drops under which decays are scouted,
+_SCOUTED = slice(1, None, 3)  # and their depths
 
 
 @dataclass(frozen=True)
@@ -80,21 +81,22 @@ class LawBank:
         self._stirred = stirred(plan, prior.stir[1])
         self.slopes = np.array(prior.slopes)
         self._shape = (len(self.drop), len(prior.drops), len(self.decay), len(prior.slopes))
-        self._scouts = np.arange(0, len(self.drop), 3)
-        borders = np.array([law == "epochs" for law in self.law_of_drop()])[:, None]
+        self._wander, self._walk_weights = np.square(prior.wander), np.log(prior.wander_weights)
+        self._laws = self.law_of_drop()
+        borders = np.array([law == "epochs" for law in self._laws])[:, None]
         falls = np.where(borders, prior.border_drops, prior.drops)
         widths = np.where(borders, prior.border_width, prior.drop_width)
         self.grid = Grid(self.slopes, prior.slope_width, falls, widths)
 
     @cached_property
-    def _by_regime(self) -> Floats:
-        """(regimes, drops, depths, decays, slopes): prior of every member within each kind of run."""
-        return np.stack(
-            [
-                np.exp(self._drop_prior(regime)[:, :, None, None] + self._decay_prior(regime))
-                for regime in self.prior.regimes
-            ]
-        )
+    def _by_regime(self) -> tuple[Floats, Floats]:
+        """(regimes, drops and depths) and (regimes, decays and slopes).
+
+        Their product is the prior of a member within each kind of run.
+        """
+        drops = [np.exp(self._drop_prior(regime)).ravel() for regime in self.prior.regimes]
+        decays = [np.exp(self._decay_prior(regime)).ravel() for regime in self.prior.regimes]
+        return np.array(drops), np.array(decays)
 
     def _kinds(self, noise: float) -> Floats:
         """Probability of each kind of run before its curve is seen."""
@@ -104,21 +106,22 @@ class LawBank:
             kinds *= [self.prior.told if r.name == "finetuning" else 1.0 for r in self.prior.regimes]
         return np.asarray(kinds / kinds.sum(), dtype=np.float64)
 
-    def _kinds_given(self, found: _Found, noise: float) -> dict[str, float]:
+    def _kinds_given(self, found: _Found, kinds: Floats) -> dict[str, float]:
         """Probability of each kind of run, given the members found."""
-        members = self._by_regime.reshape(len(self.prior.regimes), -1)
-        joint = self._kinds(noise)[:, None] * members.take(found.member, axis=1)
-        kinds = (joint / np.maximum(joint.sum(axis=0), 1e-300)) @ found.weights
-        return dict(zip((regime.name for regime in self.prior.regimes), kinds.tolist(), strict=True))
+        drops, decays = self._by_regime
+        _, row, drop, depth = found.indices
+        joint = decays.take(row, axis=1)
+        joint *= (kinds[:, None] * drops).take(drop * found.shape[0] + depth, axis=1)
+        joint *= found.weights / np.maximum(joint.sum(axis=0), 1e-300)
+        names = (regime.name for regime in self.prior.regimes)
+        return dict(zip(names, joint.sum(axis=1).tolist(), strict=True))
 
-    def log_prior(self, noise: float) -> Floats:
-        """(drops, depths, decays, slopes): log prior of every member, given the curve's noise.
-
-        Args:
-            noise: sd of one observation over the loss.
-        """
-        mixed = np.tensordot(self._kinds(noise), self._by_regime, axes=1)
-        return np.asarray(np.log(np.maximum(mixed, 1e-30)), dtype=np.float64)
+    def _log_prior(self, kinds: Floats) -> Floats:
+        """(drops, depths, decays, slopes): log prior of every member, given the kinds of run."""
+        drops, decays = self._by_regime
+        mixed = (kinds[:, None] * drops).T @ decays
+        np.log(np.maximum(mixed, 1e-30, out=mixed), out=mixed)
+        return mixed.reshape(self._shape)
 
     def law_of_drop(self) -> list[str]:
         """Which law each drop shape belongs to."""
@@ -165,13 +168,10 @@ class LawBank:
     def lesson(self, evidence: Evidence) -> Lesson:
         """What a curve says about the members: its log marginal likelihood under each, up to a constant."""
         told = self._regression(evidence, np.zeros(0))
-        rows, drops = np.arange(self.decay.shape[0] * len(self.slopes)), np.arange(len(self.drop))
-        walks, weights = np.arange(len(self.prior.wander)), np.log(self.prior.wander_weights)
-        scouts = told.evidence(walks, rows, self._scouts).max(axis=(1, 2, 3)) + weights
+        scouts = self._scouted(told, slice(None), 0.0).max(axis=1)
         likely = np.flatnonzero(scouts > scouts.max() - MARGIN)
-        logs = [
-            told.evidence(likely[i : i + 1], rows, drops)[0] + weights[likely[i]] for i in range(len(likely))
-        ]
+        every = np.arange(self.decay.shape[0] * len(self.slopes))
+        logs = [told.evidence(np.full(len(every), i), every) + self._walk_weights[i] for i in likely]
         log = np.logaddexp.reduce(logs, axis=0).reshape(*self._shape)
         return Lesson(self._keys(self._decays), self._keys(self._drops), log - log.max())
 
@@ -205,52 +205,50 @@ class LawBank:
             points: optimizer steps; the mean over the last 1% of the plan is added as a last point.
             lessons: log weights to add to the prior's, from `taught`.
         """
-        regression = self._regression(evidence, points)
-        found = self._heavy(regression, self.log_prior(evidence.noise) + lessons)
+        regression, kinds = self._regression(evidence, points), self._kinds(evidence.noise)
+        found = self._heavy(regression, self._log_prior(kinds) + lessons)
         ends, spread = regression.predict(*found.indices, slice(-1, None))
         heavy = found.heaviest(KEPT)
         path = Mixture(heavy.weights, *regression.predict(*heavy.indices, slice(None)))
         end = gathered(found.weights, ends[:, 0], spread[:, 0], _CELLS)
-        laws, kinds = self._law_weights(found), self._kinds_given(found, evidence.noise)
-        return Outlook(end, *path.moments(), laws, kinds)
+        return Outlook(end, *path.moments(), self._law_weights(found), self._kinds_given(found, kinds))
 
     def _regression(self, evidence: Evidence, points: Floats) -> Regression:
         clock = self.prior.clock
         tables = Tables.of(self.plan, self.decay, self.drop, self._stirred, clock, evidence, points)
-        wander = np.square(self.prior.wander)
-        return Regression(self.grid.priors(tables), tables, evidence, wander, self.prior.stir[0] ** 2)
+        stir = self.prior.stir[0] ** 2
+        return Regression(self.grid.priors(tables), tables, evidence, self._wander, stir)
+
+    def _scouted(self, regression: Regression, depths: slice, prior: Floats | float) -> Floats:
+        """(walks, decays and slopes): the highest log weight of each under a few drops and some depths."""
+        walks, rows = np.arange(len(self._wander))[:, None], np.arange(self.decay.shape[0] * len(self.slopes))
+        log = regression.evidence(walks, rows, _SCOUTS, depths) + prior
+        return np.asarray(log.max(axis=(0, 1)) + self._walk_weights[:, None], dtype=np.float64)
 
     def _heavy(self, regression: Regression, prior: Floats) -> _Found:
         """All members that carry weight: decays are scouted under a few drops first."""
-        drops, depths, decays, slopes = self._shape
-        prior = prior.reshape(drops, depths, -1)
-        walks, rows, every = np.arange(len(self.prior.wander)), np.arange(decays * slopes), np.arange(drops)
-        weights = np.log(self.prior.wander_weights)
-        scouted = regression.evidence(walks, rows, self._scouts, _SCOUTED)
-        scouted += prior[self._scouts, _SCOUTED]
-        best = scouted.max(axis=(1, 2)) + weights[:, None]
+        prior = prior.reshape(*prior.shape[:2], -1)
+        best = self._scouted(regression, _SCOUTED, prior[_SCOUTS, _SCOUTED, None])
         least = best.max() - MARGIN - 1e-9 * abs(best.max())  # wild data make log-evidences that round
-        logs, spots, rows_of = [], [], [np.flatnonzero(row > least) for row in best]
-        for i, likely in enumerate(rows_of):
-            log = regression.evidence(walks[i : i + 1], likely, every)[0]
-            log += prior[:, :, likely]
-            log += weights[i]
-            spots.append(np.flatnonzero(log > least))
-            logs.append(log.ravel()[spots[-1]])
-        log = np.concatenate(logs)
-        kept = np.flatnonzero(log > log.max() - MARGIN)
-        kept = kept[_heaviest(log[kept], MEMBERS)]
+        walks, rows = (best > least).nonzero()
+        log = regression.evidence(walks, rows)
+        log += prior.take(rows, axis=2)
+        log += self._walk_weights.take(walks)
+        spots = (log > log.max() - MARGIN).ravel().nonzero()[0]
+        cell = spots // len(rows)  # numpy's divmod takes four times as long
+        pair = spots - cell * len(rows)
+        member, walk, log = cell * prior.shape[2] + rows.take(pair), walks.take(pair), log.take(spots)
+        if len(log) > MEMBERS:  # many are equal then, and which of them are kept hangs on their order
+            order = walk.astype(np.int8).argsort(kind="stable")
+            member, walk, log = member[order], walk[order], log[order]
+        kept = _heaviest(log, MEMBERS)
         heavy = np.exp(log[kept] - log.max())
-        walk = np.searchsorted(np.cumsum([len(log) for log in logs]), kept, side="right")
-        ends = np.cumsum([0, *(len(likely) for likely in rows_of)])
-        cell, place = np.divmod(np.concatenate(spots)[kept], np.diff(ends)[walk])
-        member = cell * len(rows) + np.concatenate(rows_of)[ends[walk] + place]
-        return _Found(heavy / heavy.sum(), walk, member, (depths, len(rows)))
+        return _Found(heavy / heavy.sum(), walk[kept], member[kept], prior.shape[1:])
 
     def _law_weights(self, found: _Found) -> dict[str, float]:
         by_drop = np.bincount(found.indices[2], found.weights, len(self.drop))
         laws = dict.fromkeys(("power", "annealing", "multi_power", "epochs"), 0.0)
-        for law, weight in zip(self.law_of_drop(), by_drop.tolist(), strict=True):
+        for law, weight in zip(self._laws, by_drop.tolist(), strict=True):
             laws[law] += weight
         return laws
 
@@ -274,9 +272,10 @@ class _Found:
     @cached_property
     def indices(self) -> tuple[Indices, Indices, Indices, Indices]:
         """Indices of walk, decay and slope, drop, depth."""
-        cell, row = np.divmod(self.member, self.shape[1])
-        drop, depth = np.divmod(cell, self.shape[0])
-        return self.walk, row, drop, depth
+        depths, rows = self.shape
+        cell = self.member // rows
+        drop = cell // depths
+        return self.walk, self.member - cell * rows, drop, cell - drop * depths
 
     def heaviest(self, most: int) -> _Found:
         """The `most` that carry the largest weights, as if there were no others."""
@@ -289,7 +288,9 @@ def _heaviest(weights: Floats, most: int) -> Indices:
     """Indices, in order, of the `most` largest weights."""
     if len(weights) <= most:
         return np.arange(len(weights))
-    return np.sort(np.argpartition(-weights, most)[:most])
+    kept = (-weights).argpartition(most)[:most]
+    kept.sort()
+    return kept
 
 
 def _log_peak(peak: float) -> float:

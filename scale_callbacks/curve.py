@@ -93,6 +93,7 @@ class Curve:
         self._ring: deque[tuple[float, float]] = deque(maxlen=_RING)
         self._first = -1.0
         self._told: tuple[Stream, float, Bins] | None = None  # the bins last asked for, and when that was
+        self._table, self._stale = np.zeros((bins, 5)), 0  # the rows then, and the first changed since
         self.nonfinite = 0
         self.rewinds = 0
 
@@ -152,6 +153,8 @@ class Curve:
 
         Exact as far back as the last 1,024 observations reach; further back, by whole bins.
         """
+        if self._stream[1] <= step:
+            return None
         if len(self._ring) == self.n or (self._ring and self._ring[0][0] <= step):
             values = [value for at, value in self._ring if at > step]
             return sum(values) / len(values) if values else None
@@ -170,8 +173,12 @@ class Curve:
         """The occupied bins so far."""
         if self._told is not None and self._told[0] is self._stream and self._told[1] == self._edge:
             return self._told[2]
-        table = np.array([row for row in self._rows if row[0]], dtype=np.float64).reshape(-1, 5)
-        count, steps, mean, squares, robust = table.T.copy()
+        end = self._bin(self._stream[1]) + 1 if self.n else 0
+        if self._stale < end:
+            self._table[self._stale : end] = self._rows[self._stale : end]
+        self._table[end:] = 0.0
+        self._stale = max(end - 1, 0)
+        count, steps, mean, squares, robust = self._table[self._table[:, 0] > 0.0].T.copy()
         columns = (steps, mean, robust, np.sqrt(squares / np.maximum(count, 1.0)), count)
         for column in columns:
             column.flags.writeable = False
@@ -227,6 +234,7 @@ class Curve:
             rewinds, robust = natural(state["rewinds"]), bool(state["robust"])
         self._robust, self._edge, self._size, self._rows, self._starts = robust, edge, size, rows, starts
         self._stream, self._ring, self._first, self._told = stream, deque(ring, maxlen=_RING), first, None
+        self._table, self._stale = np.zeros((size, 5)), 0
         self.nonfinite, self.rewinds = nonfinite, rewinds
 
     def _bin(self, step: float) -> int:
@@ -284,6 +292,7 @@ class Curve:
         self._rows = [merged(a, b) for a, b in pairs] + [[0.0] * 5 for _ in range(half)]
         self._starts = starts + [None] * half
         self._edge *= 2.0**_GROWTH
+        self._stale = 0
 
     def _rewind(self, step: float) -> None:
         cut = self._bin(step) if step <= self._edge else self._size
@@ -303,6 +312,7 @@ class Curve:
         start = self._starts[index]
         if start is not None:
             self._rows[index], self._starts[index], self._stream = [0.0] * 5, None, start
+            self._stale = min(self._stale, index)
 
 
 def _tidy(step: float) -> float:

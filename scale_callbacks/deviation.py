@@ -11,6 +11,7 @@ import copy
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cache
 from typing import Any, Protocol, Self
 
 import numpy as np
@@ -52,16 +53,13 @@ class Expectation:
     @classmethod
     def of(cls, forecast: Forecast) -> Self:
         """Keep the part of a forecast's path that will be compared with the losses to come."""
-        from statistics import NormalDist  # takes milliseconds to load, and not every run is forecast
-
-        far = NormalDist().inv_cdf(0.5 + 0.5 * forecast.level)
-        path = np.array(forecast.path_steps)
-        inside = path[(path > forecast.step) & (path < forecast.step + _REACH * forecast.horizon)]
-        last = min(forecast.step + _REACH * forecast.horizon, forecast.horizon)
-        steps = np.unique(np.concatenate(([forecast.step], inside, [last])))
+        far = _deviations(forecast.level)
+        last = min(forecast.step + _REACH * forecast.horizon, float(forecast.horizon))
+        inside = [step for step in forecast.path_steps if forecast.step < step < last]
+        steps = (float(forecast.step), *inside, *([last] if last > forecast.step else ()))
         value, low, high = forecast.at(steps)
-        columns = (steps, value, (value - low) / far, (high - value) / far)
-        return cls(forecast.step, *(tuple(column.tolist()) for column in columns))
+        columns = (value, (value - low) / far, (high - value) / far)
+        return cls(forecast.step, steps, *(tuple(column.tolist()) for column in columns))
 
     def to_list(self) -> list[Any]:
         """Plain JSON data that `from_list` turns back into the same expectation."""
@@ -141,32 +139,45 @@ def deviation(
     """
     last = float(curve.last_step or 0)
     start = last - patience * horizon
-    earlier = [e for e in expectations if e.step <= start - WINDOW * horizon]
-    if not earlier or last < EARLIEST * horizon:
+    earlier = (e for e in reversed(expectations) if e.step <= start - WINDOW * horizon)
+    reference = next(earlier, None)
+    if reference is None or last < EARLIEST * horizon:
         return None
-    return _judged(earlier[-1], curve.bins(), start, curve.noise)
+    return _judged(reference, curve.bins(), start, curve.noise)
+
+
+@cache
+def _deviations(level: float) -> float:
+    """How many standard deviations of a normal distribution an interval of this level reaches."""
+    from statistics import NormalDist  # takes milliseconds to load, and not every run is forecast
+
+    return NormalDist().inv_cdf(0.5 + 0.5 * level)
 
 
 def _judged(reference: Expectation, bins: Bins, start: float, noise: float) -> Deviation | None:
-    late = bins.steps > start
-    if late.sum() < FEWEST:
+    first = int(bins.steps.searchsorted(start, side="right"))
+    count = len(bins) - first
+    if count < FEWEST:
         return None
-    steps, losses = bins.steps[late], bins.robust[late]
+    steps, losses = bins.steps[first:], bins.robust[first:]
     columns = (reference.value, reference.below, reference.above)
     value, below, above = (np.interp(steps, reference.steps, column) for column in columns)
     off = losses - value
-    distance, expected = float(off.mean()), float(value.mean())
-    one_sided = max((off > 0).mean(), (off < 0).mean()) >= SAME_SIDE
-    spread = float((above if distance > 0 else below).mean())
-    error = math.hypot(spread, CLUSTERED * noise / math.sqrt(bins.count[late].sum()), FLOOR * abs(expected))
+    distance, expected = float(off.sum()) / count, float(value.sum()) / count
+    one_sided = max((off > 0).sum(), (off < 0).sum()) / count >= SAME_SIDE
+    spread = float((above if distance > 0 else below).sum()) / count
+    each = CLUSTERED * noise / math.sqrt(bins.count[first:].sum())
+    error = math.hypot(spread, each, FLOOR * abs(expected))
     score = distance / error if one_sided and error > 0.0 else 0.0
     return Deviation(score, math.ceil(start), reference.step, expected + distance, expected)
 
 
 def frozen(bins: Bins) -> bool:
     """Tell a loss whose last 20 values and 4 bins are all the same: the run, or its log, stands still."""
+    if len(bins) < FEWEST or bins.mean[-1] != bins.mean[-2]:
+        return False
     seen = np.cumsum(bins.count[::-1])
-    if len(bins) < FEWEST or seen[-1] < STILL:
+    if seen[-1] < STILL:
         return False
     late = slice(-max(FEWEST, int(np.searchsorted(seen, STILL)) + 1), None)
     return not bins.spread[late].any() and float(np.ptp(bins.mean[late])) == 0.0

@@ -38,8 +38,8 @@ class Units:
     @classmethod
     def of(cls, used: Bins, *, ratio: bool = False) -> Self:
         """Take the median of the last three bins for the present level."""
-        level = float(np.median(used.robust[-3:]))
-        span = float(np.ptp(used.robust))
+        level = _middle(used.robust[-3:])
+        span = float(used.robust.max() - used.robust.min())
         scale = level if level > 1e-3 * span else max(abs(level), span)
         return cls(level, scale if scale > 0.0 else _TINY, ratio and scale == level > 0.0)
 
@@ -56,9 +56,9 @@ class Units:
     def outward(self, values: Floats) -> Floats:
         """Back to the loss's own units; a positive loss stays positive, bent only below half its level."""
         if self.ratio:
-            values = np.exp(np.clip(values - 1.0, -600.0, 600.0))
+            values = np.exp(np.minimum(np.maximum(values - 1.0, -600.0), 600.0))
         elif self.positive:
-            bent = 0.5 * np.exp(np.clip(2.0 * values - 1.0, -600.0, 0.0))
+            bent = 0.5 * np.exp(np.minimum(np.maximum(2.0 * values - 1.0, -600.0), 0.0))
             values = np.where(values > 0.5, values, bent)
         return np.asarray((values - 1.0) * self.scale + self.level, dtype=np.float64)
 
@@ -75,13 +75,15 @@ def usable(bins: Bins, horizon: float, warmup: float, skip: tuple[float, float, 
             of the warm-up never more than half of what was seen). The last four are never left out.
         noise: sd of one observation.
     """
-    seen, level = float(bins.steps[-1]), abs(float(np.median(bins.robust[-3:])))
+    seen, level = float(bins.steps[-1]), abs(_middle(bins.robust[-3:]))
     loud = min(noise / level, 1.0) / _LOUD if level > 0.0 else 1.0 / _LOUD
-    kept = bins.steps > 0.5 * skip[1] * (1.0 + 1.0 / (1.0 + loud**2)) * seen
-    kept[-_PLENTY:] = True
-    kept &= bins.steps > max(skip[0] * horizon, min(skip[2] * warmup, 0.5 * seen))
-    kept[-4:] = True
-    return gathered(_chosen(bins, kept), horizon)
+
+    def after(step: float) -> int:
+        return int(bins.steps.searchsorted(step, side="right"))
+
+    first = min(after(0.5 * skip[1] * (1.0 + 1.0 / (1.0 + loud**2)) * seen), len(bins) - _PLENTY)
+    first = max(first, after(max(skip[0] * horizon, min(skip[2] * warmup, 0.5 * seen))))
+    return gathered(_from(bins, min(first, max(len(bins) - 4, 0))), horizon)
 
 
 def quieter(used: Bins, noise: float) -> float:
@@ -94,15 +96,17 @@ def quieter(used: Bins, noise: float) -> float:
         used: the bins that follow a law.
         noise: sd of one observation by the stream's second differences.
     """
+    if len(used) < _ENOUGH or used.count.sum() > _FORGOTTEN:
+        return noise
     log = np.log(used.steps + 0.5)
-    if len(used) < _ENOUGH or used.count.sum() > _FORGOTTEN or not np.diff(log).all():
+    if not np.diff(log).all():  # steps too large to be told apart
         return noise
     place = np.arange(len(used) - 3)[:, None] + np.arange(4)
     at = log[place]
     apart = at[:, :, None] - at[:, None, :] + np.eye(4)
     weight = 1.0 / apart.prod(axis=2)  # of a divided difference
     off = (weight * used.robust[place]).sum(axis=1) / np.sqrt((weight**2 / used.count[place]).sum(axis=1))
-    typical = 1.4826 * float(np.median(np.abs(off)))  # of a normal distribution
+    typical = 1.4826 * _middle(np.abs(off))  # of a normal distribution
     return min(noise, typical * (1.0 + 4.0 / len(off)))
 
 
@@ -111,16 +115,21 @@ def gathered(bins: Bins, horizon: float) -> Bins:
     if len(bins) <= MOST:
         return bins
     place = (MOST * np.minimum(bins.steps / horizon, 1.0) ** (2.0 / 3.0)).astype(np.intp)
-    starts = np.flatnonzero(np.concatenate(([True], np.diff(np.minimum(place, MOST - 1)) > 0)))
-    count = np.add.reduceat(bins.count, starts)
-
-    def pooled(column: Floats) -> Floats:
-        return np.asarray(np.add.reduceat(column * bins.count, starts) / count, dtype=np.float64)
-
-    return Bins(
-        pooled(bins.steps), pooled(bins.mean), pooled(bins.robust), np.sqrt(pooled(bins.spread**2)), count
-    )
+    place = np.minimum(place, MOST - 1)
+    starts = np.concatenate(([0], (place[1:] > place[:-1]).nonzero()[0] + 1))
+    columns = np.array((bins.steps, bins.mean, bins.robust, bins.spread**2, np.ones(len(bins)))) * bins.count
+    *sums, count = np.add.reduceat(columns, starts, axis=1)
+    steps, mean, robust, squares = (column / count for column in sums)
+    return Bins(steps, mean, robust, np.sqrt(squares), count)
 
 
-def _chosen(bins: Bins, kept: NDArray[np.bool_]) -> Bins:
-    return Bins(bins.steps[kept], bins.mean[kept], bins.robust[kept], bins.spread[kept], bins.count[kept])
+def _from(bins: Bins, first: int) -> Bins:
+    columns = (bins.steps, bins.mean, bins.robust, bins.spread, bins.count)
+    return Bins(*(column[first:] for column in columns))
+
+
+def _middle(values: Floats) -> float:
+    """The median; numpy's own takes a forecast's twentieth when its code is not in the caches."""
+    ordered: list[float] = sorted(values.tolist())
+    half = len(ordered) // 2
+    return ordered[half] if len(ordered) % 2 else 0.5 * (ordered[half - 1] + ordered[half])

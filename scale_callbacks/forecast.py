@@ -60,9 +60,9 @@ class Forecast:
 
     def at(self, steps: ArrayLike) -> tuple[Floats, Floats, Floats]:
         """(value, low, high) of the mean loss at the given steps, held constant outside the path."""
-        x = np.asarray(steps, dtype=np.float64)
+        x, known = np.asarray(steps, dtype=np.float64), np.array(self.path_steps)
         paths = (self.path_value, self.path_low, self.path_high)
-        value, low, high = (np.interp(x, self.path_steps, path) for path in paths)
+        value, low, high = (np.interp(x, known, path) for path in paths)
         return value, low, high
 
     def to_dict(self) -> dict[str, Any]:

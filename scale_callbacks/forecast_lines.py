@@ -132,7 +132,7 @@ def _seen(summary: Summary, since: float) -> dict[str, Any]:
     """What was seen after a step, and what went wrong."""
     bins = summary.bins
     # The bin that was the last one before has grown since; all from there on are written anew.
-    first = max(int(np.searchsorted(bins.steps, since, side="right")) - 2, 0) if since >= 0.0 else 0
+    first = max(int(bins.steps.searchsorted(since, side="right")) - 2, 0) if since >= 0.0 else 0
     start = float(bins.steps[first]) if since >= 0.0 and len(bins) else -1.0
     columns = (bins.steps[first:], bins.mean[first:], bins.spread[first:], bins.count[first:])
     rows = [[_short(x) for x in row] for row in zip(*(c.tolist() for c in columns), strict=True)]

@@ -24,7 +24,7 @@ from scale_callbacks.tables import Evidence
 Floats = NDArray[np.float64]
 
 FEWEST = 8  # observations before a forecast is made
-_PATH = 32  # points of the path
+_EVENLY = np.linspace(0.0, 1.0, 32)  # points of the path
 _MOST_NOISE = 1e50  # over the loss: its square, and what that is multiplied by, stay finite
 
 
@@ -127,7 +127,7 @@ class LossForecaster:
         points = _path_steps(float(bins.steps[0]), horizon)
         outlook = bank.predict(evidence, points, self._lessons(bank))
         edges = self._edges(outlook, self._ended(outlook.end, units, evidence.noise), bank.plan)
-        path = _over_observed([units.outward(edge) for edge in edges], points, bins, float(evidence.steps[0]))
+        path = _over_observed(units.outward(edges), points, bins, float(evidence.steps[0]))
         return self._told(points, path, outlook)
 
     def measured(self) -> float | None:
@@ -201,8 +201,8 @@ class LossForecaster:
         variance = variance + noise**2 / observations + (0.1 * self.prior.floor) ** 2
         return Mixture(mixture.weights, mean, variance)
 
-    def _edges(self, outlook: Outlook, end: Mixture, plan: Plan) -> list[Floats]:
-        """(value, low, high) along the path: the mixture's quantiles at the end, their shape before it."""
+    def _edges(self, outlook: Outlook, end: Mixture, plan: Plan) -> Floats:
+        """(value, low and high; points): the mixture's quantiles at the end, their shape before it."""
         tail = 0.5 * (1.0 - self.level)
         edges = quantiles(end.weights, end.mean, np.sqrt(end.variance), (0.5, tail, 1.0 - tail))
         seen = float(self.curve.last_step or 0) / self.horizon
@@ -210,9 +210,9 @@ class LossForecaster:
         edges[1:] = edges[0] + factor * (edges[1:] - edges[0])
         before = outlook.spread / max(float(outlook.spread[-1]), 1e-12)
         path = outlook.path + (edges[:, None] - outlook.path[-1]) * before
-        return [np.concatenate((row[:-2], row[-1:])) for row in path]
+        return np.concatenate((path[:, :-2], path[:, -1:]), axis=1)
 
-    def _told(self, points: Floats, path: list[Floats], outlook: Outlook) -> Forecast:
+    def _told(self, points: Floats, path: Floats, outlook: Outlook) -> Forecast:
         middle = path[0]
         room = 1e-9 * np.abs(middle) + 1e-300  # never an empty interval, whatever the units
         value, low, high = middle, np.minimum(path[1], middle - room), np.maximum(path[2], middle + room)
@@ -242,13 +242,11 @@ class LossForecaster:
 def _path_steps(first: float, horizon: float) -> Floats:
     """Steps from the first seen to the horizon, closer together where the curve bends."""
     start = min(first / horizon, 1.0) ** (2.0 / 3.0)
-    steps = horizon * np.linspace(start, 1.0, _PATH) ** 1.5
+    steps = horizon * (start + (1.0 - start) * _EVENLY) ** 1.5
     steps[0], steps[-1] = min(first, horizon), horizon
-    return np.unique(steps)
+    return steps if (steps[1:] > steps[:-1]).all() else np.unique(steps)
 
 
-def _over_observed(path: list[Floats], points: Floats, bins: Bins, start: float) -> list[Floats]:
+def _over_observed(path: Floats, points: Floats, bins: Bins, start: float) -> Floats:
     """The path with what was observed put in where no law is fitted: before `start`."""
-    early = points < start
-    observed = np.interp(points, bins.steps, bins.robust)
-    return [np.where(early, observed, edge) for edge in path]
+    return np.where(points < start, np.interp(points, bins.steps, bins.robust), path)

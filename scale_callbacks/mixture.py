@@ -56,7 +56,8 @@ class Outlook:
 
 def gathered(weights: Floats, mean: Floats, variance: Floats, cells: int) -> Mixture:
     """A mixture of many members as one of at most `cells`: neighbours pooled, their moments kept."""
-    low, span = float(mean.min()), float(np.ptp(mean))
+    low = float(mean.min())
+    span = float(mean.max()) - low
     if len(weights) <= cells or span <= 0.0:
         return Mixture(weights, mean, variance)
     place = np.minimum(((mean - low) / span * cells).astype(np.intp), cells - 1)
@@ -70,10 +71,14 @@ def gathered(weights: Floats, mean: Floats, variance: Floats, cells: int) -> Mix
 
 def normal_cdf(z: Floats) -> Floats:
     """Standard normal distribution function, to 1e-7 (Abramowitz and Stegun, equation 7.1.26)."""
-    a = np.abs(z) * np.sqrt(0.5)
-    t = 1.0 / (1.0 + 0.3275911 * a)
+    return _below(z, np.exp(-0.5 * z * z))
+
+
+def _below(z: Floats, bell: Floats) -> Floats:
+    """`normal_cdf`, given exp(-z**2 / 2)."""
+    t = 1.0 / (1.0 + 0.3275911 * math.sqrt(0.5) * np.abs(z))
     poly = t * (0.254829592 + t * (-0.284496736 + t * (1.421413741 + t * (-1.453152027 + t * 1.061405429))))
-    tail = 0.5 * poly * np.exp(-a * a)
+    tail = 0.5 * poly * bell
     return np.asarray(np.where(z > 0.0, 1.0 - tail, tail), dtype=np.float64)
 
 
@@ -87,17 +92,17 @@ def quantiles(weights: Floats, mean: Floats, sd: Floats, probabilities: Sequence
         probabilities: each in (0, 1).
     """
     wanted = np.array(probabilities, dtype=np.float64)
-    low = np.full(len(wanted), float((mean - 9.0 * sd).min()))
-    high = np.full(len(wanted), float((mean + 9.0 * sd).max()))
+    low, high = (mean - 9.0 * sd).min(), (mean + 9.0 * sd).max()
     centre = float(weights @ mean)
     spread = math.sqrt(float(weights @ (sd**2 + (mean - centre) ** 2)))
     # From where a normal distribution has them, by way of the logistic one that resembles it.
-    at = np.clip(centre + spread / 1.702 * np.log(wanted / (1.0 - wanted)), low, high)
-    enough = 1e-10 * float((high - low).max())  # finer than the distribution function is known
+    at = np.minimum(np.maximum(centre + spread / 1.702 * np.log(wanted / (1.0 - wanted)), low), high)
+    enough = 1e-10 * float(high - low)  # finer than the distribution function is known
+    heights = weights / sd / math.sqrt(2.0 * math.pi)
     for _ in range(_STEPS):
         z = (at[:, None] - mean) / sd
-        off = normal_cdf(z) @ weights - wanted
-        density = np.exp(-0.5 * z * z) @ (weights / sd) / math.sqrt(2.0 * math.pi)
+        bell = np.exp(-0.5 * z * z)
+        off, density = _below(z, bell) @ weights - wanted, bell @ heights
         low, high = np.where(off < 0.0, at, low), np.where(off < 0.0, high, at)
         newton = at - off / np.maximum(density, 1e-300)
         found = np.abs(newton - at) <= enough  # stays: a step from the root itself would leave the bracket
@@ -105,4 +110,4 @@ def quantiles(weights: Floats, mean: Floats, sd: Floats, probabilities: Sequence
             break
         inside = (newton > low) & (newton < high)
         at = np.where(found, at, np.where(inside, newton, 0.5 * (low + high)))
-    return at
+    return np.asarray(at, dtype=np.float64)

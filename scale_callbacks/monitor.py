@@ -6,8 +6,6 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
-import numpy as np
-
 from scale_callbacks._state import check_numbers, check_seal, finite, natural, reading, sealed
 from scale_callbacks._text import fault_text
 from scale_callbacks.curve import Curve
@@ -237,7 +235,7 @@ class Monitor:
         self._next_due = self._due_after(self._fired[-1] if self._fired else 0)
 
     def _due_after(self, step: int) -> int:
-        i = int(np.searchsorted(self._plan, step, side="right"))
+        i = int(self._plan.searchsorted(step, side="right"))
         if i < len(self._plan):
             return int(self._plan[i])
         return math.ceil(step * RATIO)  # past the horizon: rarer and rarer

@@ -165,12 +165,12 @@ class Prior:
             to_come: how far the rate still falls, over its peak.
             kinds: posterior probability of each kind of run.
         """
-        shares, settled, open_ = zip(*self.calibration, strict=True)
         part = min(max(2.0 * to_come - 0.2, 0.0), 1.0)
-        logs = np.log(settled) * (1.0 - part) + np.log(open_) * part
+        shares = [share for share, _, _ in self.calibration]
+        logs = [math.log(a) * (1.0 - part) + math.log(b) * part for _, a, b in self.calibration]
         kind = sum(kinds.get(regime.name, 0.0) * regime.widened(seen) for regime in self.regimes)
-        familiar = 1.0 - sum(kinds.get(name, 0.0) for name in _APART)
-        return float(np.exp(familiar * np.interp(seen, shares, logs) + kind))
+        familiar = 1.0 - sum(kinds.get(name, 0.0) for name in _APART)  # the others set the table
+        return math.exp(familiar * float(np.interp(seen, shares, logs)) + kind)
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Self:

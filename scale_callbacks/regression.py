@@ -62,21 +62,19 @@ class Priors(NamedTuple):
 
 
 class _Ahead(NamedTuple):
-    """The features at the points to forecast under each walk, less what the residuals so far already tell.
+    """The loss at the points to forecast under each walk, given the residuals so far and the level F.
 
     Attributes:
-        level: (walks, points) of F.
-        decay: (walks, decays, points).
-        drop: (walks, drops, points).
-        mean: (walks, points) what the residuals alone tell.
-        walk: (walks, points) variance of the random walk that they leave.
+        mean: (walks, points) without decay and drop.
+        variance: (walks, points) of F and of the random walk.
+        decay: (walks and decays, points) what one more unit of the coefficient adds.
+        drop: (walks and drops, points) as `decay`.
     """
 
-    level: Floats
+    mean: Floats
+    variance: Floats
     decay: Floats
     drop: Floats
-    mean: Floats
-    walk: Floats
 
 
 class Regression:
@@ -96,21 +94,21 @@ class Regression:
         noise = evidence.variance * np.maximum(evidence.values**2, _LEAST_SQUARE) * tables.fade
         self._clock = wander[:, None] * tables.walk + stir * tables.stir
         self._clock_at = wander[:, None] * tables.walk_at + stir * tables.stir_at
-        self._tables, self._slopes = tables, priors.slope.shape[1]
+        self._tables, (self._decays, self._slopes) = tables, priors.slope.shape
+        self._rows = self._decays * self._slopes
         covariance = np.minimum(self._clock[:, :, None], self._clock[:, None, :])
-        bins = np.arange(len(noise))
         # Values next to zero have no noise to speak of: without a least one the matrix may have no root.
         least = _LEFT * self._clock.max(axis=1, keepdims=True) + _LEFT**2
+        bins = np.arange(len(noise))
         covariance[:, bins, bins] += np.maximum(noise, least)
         root = np.linalg.cholesky(covariance)
         self._whiten = _inverse(root)
         columns = (np.ones((len(noise), 1)), tables.decay.T, tables.drop.T, evidence.values[:, None])
         white = self._whiten @ np.concatenate(columns, axis=1)
-        ends = np.cumsum([1, len(tables.decay), len(tables.drop)])
-        one, decay, drop, y = np.split(white, ends, axis=2)
-        self._white = one[..., 0], decay, drop, y[..., 0]
+        end, y = 1 + len(tables.decay), white[..., -1]
+        self._white = white[..., 0], white[..., 1:end], white[..., end:-1], y
         self._eliminate_level(*self._white)
-        self._const = -0.5 * _dot(y[..., 0], y[..., 0]) - np.log(root[:, bins, bins]).sum(axis=1)
+        self._const = -0.5 * _dot(y, y) - np.log(root[:, bins, bins]).sum(axis=1)
         self._const += 0.5 * self._h0**2 / self._d0 - 0.5 * np.log(self._d0)
         self._add_priors(priors)
 
@@ -120,66 +118,73 @@ class Regression:
         tables, (one, decay, drop, y) = self._tables, self._white
         shared = np.minimum(self._clock[:, :, None], self._clock_at[:, None, :])
         white = self._whiten @ shared
-        back = white.transpose(0, 2, 1)
+        back, d0 = white.transpose(0, 2, 1), self._d0[:, None]
+        level = 1.0 - (back @ one[..., None])[..., 0]
+        left = self._clock_at - np.einsum("wij,wij->wj", white, white)
+        # What a coefficient adds once the level has taken over its part.
+        decay = tables.decay_at - (back @ decay).transpose(0, 2, 1) - level[:, None] * self._l1[..., None]
+        drop = tables.drop_at - (back @ drop).transpose(0, 2, 1) - level[:, None] * self._l2[..., None]
         return _Ahead(
-            1.0 - (back @ one[..., None])[..., 0],
-            tables.decay_at - (back @ decay).transpose(0, 2, 1),
-            tables.drop_at - (back @ drop).transpose(0, 2, 1),
-            (back @ y[..., None])[..., 0],
-            self._clock_at - np.einsum("wij,wij->wj", white, white),
+            (back @ y[..., None])[..., 0] + level * (self._h0[:, None] / d0),
+            level**2 / d0 + left,
+            decay.reshape(-1, level.shape[1]),
+            drop.reshape(-1, level.shape[1]),
         )
 
     def _eliminate_level(self, one: Floats, decay: Floats, drop: Floats, y: Floats) -> None:
         precision = LEVEL_SD**-2
         self._d0 = _dot(one, one) + precision
         self._h0 = _dot(one, y) + precision
-        known = np.stack((one, y), axis=2)
+        known = np.concatenate((one[..., None], y[..., None]), axis=2)
         told1, told2 = decay.transpose(0, 2, 1) @ known, drop.transpose(0, 2, 1) @ known
         d0, h0 = self._d0[:, None], self._h0[:, None]
         self._l1, self._l2 = told1[..., 0] / d0, told2[..., 0] / d0
         # Never below zero but for rounding, which in wild data may exceed the prior's part.
         self._a11 = np.maximum(np.einsum("wij,wij->wj", decay, decay) - self._l1**2 * d0, 0.0)
         self._a22 = np.maximum(np.einsum("wij,wij->wj", drop, drop) - self._l2**2 * d0, 0.0)
-        self._a12 = drop.transpose(0, 2, 1) @ decay - self._l2[:, :, None] * (self._l1 * d0)[:, None, :]
+        a12 = drop.transpose(0, 2, 1) @ decay - self._l2[:, :, None] * (self._l1 * d0)[:, None, :]
+        self._a12 = a12.transpose(1, 0, 2).reshape(len(a12[0]), -1)
         self._b1, self._b2 = told1[..., 1] - self._l1 * h0, told2[..., 1] - self._l2 * h0
 
     def _add_priors(self, priors: Priors) -> None:
+        """Flat tables: of (walks, decays, slopes), and (drops, depths, walks)."""
         slope, fall, p1, p2 = priors
-        walks = len(self._d0)
         d1, h1 = self._a11[:, :, None] + p1, self._b1[:, :, None] + p1 * slope
         self._log2 = 0.5 * (np.log(p2) - p2 * fall**2)
-        self._d2, self._h2 = self._a22[:, :, None] + p2, self._b2[:, :, None] + p2 * fall
+        self._d2 = self._a22.T[:, None] + p2[:, :, None]
+        self._h2 = self._b2.T[:, None] + (p2 * fall)[:, :, None]
         log1 = 0.5 * (h1**2 / d1 - np.log(d1 / p1) - p1 * slope**2) + self._const[:, None, None]
-        self._d1, self._h1, self._log1 = (part.reshape(walks, -1) for part in (d1, h1, log1))
+        self._d1, self._h1, self._log1 = d1.ravel(), h1.ravel(), log1.ravel()
 
-    def evidence(self, walks: Indices, rows: Indices, drops: Indices, depths: slice = slice(None)) -> Floats:
-        """(walks, drops, depths, rows): log marginal likelihood; a negative coefficient is forbidden.
+    def evidence(
+        self, walks: Indices, rows: Indices, drops: slice = slice(None), depths: slice = slice(None)
+    ) -> Floats:
+        """(drops, depths, pairs): log marginal likelihood; a negative coefficient is forbidden.
 
         Args:
-            walks: which variances of the random walk.
-            rows: members of the decay, as flat indices into (decays, slopes).
-            drops: drop shapes.
+            walks: (pairs) variances of the random walk; with `rows` any two tables that go together.
+            rows: (pairs) members of the decay, as flat indices into (decays, slopes).
+            drops: which drop shapes.
             depths: which of their depths.
         """
-        # Rows come last: numpy is quick only along a long last axis.
-        at = np.ix_(walks, rows)
-        d1, h1, log1 = (part[at][:, None] for part in (self._d1, self._h1, self._log1))
-        cross = self._a12[np.ix_(walks, drops, rows // self._slopes)]
+        # Pairs come last: numpy is quick only along a long last axis.
+        at, decay = walks * self._rows + rows, walks * self._decays + rows // self._slopes
+        d1, h1, cross = self._d1.take(at), self._h1.take(at), self._a12[drops].take(decay, axis=1)
         ratio = cross / d1
-        d2, h2 = (part[np.ix_(walks, drops)][:, :, depths, None] for part in (self._d2, self._h2))
-        left = d2 - (ratio * cross)[:, :, None]
+        d2, h2 = (part[drops, depths].take(walks, axis=2) for part in (self._d2, self._h2))
+        left = d2 - (ratio * cross)[:, None]
         np.maximum(left, _LEFT * d2, out=left)
-        log = h2 - (ratio * h1)[:, :, None]
+        log = h2 - (ratio * h1)[:, None]
         fall = log / left
         forbidden = log < 0.0
         log *= fall
-        fall *= ratio[:, :, None]
-        forbidden |= fall > (h1 / d1)[:, :, None]
+        fall *= ratio[:, None]
+        forbidden |= fall > h1 / d1
         log -= np.log(left, out=left)
         log *= 0.5
-        log += log1[:, :, None]
-        log += self._log2[drops, depths, None]
-        log -= _FORBIDDEN * forbidden
+        log += self._log1.take(at)
+        log += self._log2[drops, depths].reshape(log.shape[:2] + (1,) * at.ndim)
+        np.subtract(log, _FORBIDDEN, out=log, where=forbidden)
         return np.asarray(log, dtype=np.float64)
 
     def predict(
@@ -194,27 +199,19 @@ class Regression:
             m: their depths.
             points: which points; the end is the last.
         """
-        ahead, (_, drops, decays) = self._ahead, self._a12.shape
-        decay, drop = walk * decays + rows // self._slopes, walk * drops + k
-        row, depth = walk * self._d1.shape[1] + rows, drop * self._d2.shape[2] + m
-        d1, h1, cross = (
-            self._d1.take(row),
-            self._h1.take(row),
-            self._a12.take(drop * decays + rows // self._slopes),
-        )
+        ahead, count, drops = self._ahead, len(self._clock), len(self._a12)
+        decay, drop = walk * self._decays + rows // self._slopes, walk * drops + k
+        row, depth = walk * self._rows + rows, (k * self._d2.shape[1] + m) * count + walk
+        d1, h1 = self._d1.take(row), self._h1.take(row)
+        cross = self._a12.take(k * (count * self._decays) + decay)
         ratio, d2 = cross / d1, self._d2.take(depth)
         d2 = np.maximum(d2 - ratio * cross, _LEFT * d2)
         fall = (self._h2.take(depth) - ratio * h1) / d2
         # What a coefficient adds once those before it have taken over their part.
-        f0, d0 = ahead.level[:, points], self._d0[:, None]
-        f1 = (ahead.decay[..., points] - f0[:, None] * self._l1[..., None]).reshape(-1, f0.shape[1])
-        f2 = (ahead.drop[..., points] - f0[:, None] * self._l2[..., None]).reshape(-1, f0.shape[1])
-        mean = ahead.mean[:, points] + f0 * (self._h0[:, None] / d0)
-        variance = f0**2 / d0 + ahead.walk[:, points]
-        f1 = f1.take(decay, axis=0)
-        f2 = f2.take(drop, axis=0) - f1 * ratio[:, None]
-        mean = mean.take(walk, axis=0) + f1 * (h1 / d1)[:, None] + f2 * fall[:, None]
-        variance = variance.take(walk, axis=0) + f1**2 / d1[:, None] + f2**2 / d2[:, None]
+        f1 = ahead.decay[:, points].take(decay, axis=0)
+        f2 = ahead.drop[:, points].take(drop, axis=0) - f1 * ratio[:, None]
+        mean = ahead.mean[:, points].take(walk, axis=0) + f1 * (h1 / d1)[:, None] + f2 * fall[:, None]
+        variance = ahead.variance[:, points].take(walk, axis=0) + f1**2 / d1[:, None] + f2**2 / d2[:, None]
         return mean, np.maximum(variance, 0.0)
 
 
@@ -229,7 +226,7 @@ def _inverse(root: Floats) -> Floats:
     if size <= _SMALL:
         return np.asarray(np.linalg.inv(root), dtype=np.float64)
     half = size // 2
-    inverse = np.zeros_like(root)
+    inverse = np.zeros(root.shape)
     inverse[:, :half, :half] = first = _inverse(root[:, :half, :half])
     inverse[:, half:, half:] = second = _inverse(root[:, half:, half:])
     inverse[:, half:, :half] = -(second @ root[:, half:, :half] @ first)

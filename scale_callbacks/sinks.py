@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 Setting = str | float | int | bool
+_ENCODER = json.JSONEncoder(allow_nan=False)
 
 
 @dataclass(frozen=True)
@@ -165,7 +166,7 @@ class JsonlSink:
     def _append(self, line: dict[str, Any]) -> None:
         if self._file is None:
             self._file = self.path.open("a", encoding="utf-8")
-        self._file.write(json.dumps(line, allow_nan=False) + "\n")
+        self._file.write(_ENCODER.encode(line) + "\n")
         self._file.flush()
 
     def __getstate__(self) -> dict[str, Any]:

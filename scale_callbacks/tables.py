@@ -10,6 +10,8 @@ import numpy as np
 
 from scale_callbacks.laws.base import Floats, Plan
 
+_DOWN = np.linspace(1.0, 0.0, 9)
+
 
 @dataclass(frozen=True)
 class Evidence:
@@ -79,23 +81,21 @@ class Tables:
             points: steps to forecast at; the mean over the last 1% of the plan is added as a last one.
         """
         end = _end(plan.horizon, evidence.spacing)
-        here = _reader(plan.steps, evidence.steps)
-        there = _reader(plan.steps, np.concatenate((points, end)))
-        area = np.maximum(here(plan.area), 1e-4)
-        area_at = np.maximum(there(plan.area), 1e-4)
-        count = len(points)
+        bins, count = len(evidence.steps), len(points)
+        read = _reader(plan.steps, np.concatenate((evidence.steps, points, end)))
+        decay, drop, stir, area = (read(table) for table in (decay, drop, stirred, plan.area))
+        np.maximum(area, 1e-4, out=area)
         start = -(area[0] ** -power) / power
-        stir = here(stirred)
         return cls(
-            here(decay),
-            here(drop),
-            -(area**-power) / power - start,
-            stir - stir[0],
-            _ended(there(decay), count),
-            _ended(there(drop), count),
-            np.maximum(_ended(-(area_at**-power) / power - start, count), 0.0),
-            np.maximum(_ended(there(stirred), count) - stir[0], 0.0),
-            area[-1] / area,
+            decay[:, :bins],
+            drop[:, :bins],
+            -(area[:bins] ** -power) / power - start,
+            stir[:bins] - stir[0],
+            _ended(decay[:, bins:], count),
+            _ended(drop[:, bins:], count),
+            np.maximum(_ended(-(area[bins:] ** -power) / power - start, count), 0.0),
+            np.maximum(_ended(stir[bins:], count) - stir[0], 0.0),
+            area[bins - 1] / area[:bins],
         )
 
 
@@ -104,20 +104,26 @@ def _end(horizon: float, spacing: float) -> Floats:
     span = 0.01 * horizon
     if spacing > 0.0:
         span = spacing * (math.ceil(span / spacing) - 1)  # the bound itself is not among them
-    return np.asarray(horizon - np.linspace(span, 0.0, 9), dtype=np.float64)
+    return np.asarray(horizon - span * _DOWN, dtype=np.float64)
 
 
 def _reader(grid: Floats, steps: Floats) -> Callable[[Floats], Floats]:
     """Linear interpolation of tables at fixed steps."""
-    left = np.clip(np.searchsorted(grid, steps) - 1, 0, len(grid) - 2)
-    part = np.clip((steps - grid[left]) / (grid[left + 1] - grid[left]), 0.0, 1.0)
+    left = np.minimum(np.maximum(grid.searchsorted(steps) - 1, 0), len(grid) - 2)
+    right = left + 1
+    part = np.minimum(np.maximum((steps - grid[left]) / (grid[right] - grid[left]), 0.0), 1.0)
+    rest = 1.0 - part
 
     def read(table: Floats) -> Floats:
-        return np.asarray(table[..., left] * (1.0 - part) + table[..., left + 1] * part, dtype=np.float64)
+        values = table[..., left]
+        values *= rest
+        values += table[..., right] * part
+        return np.asarray(values, dtype=np.float64)
 
     return read
 
 
 def _ended(table: Floats, count: int) -> Floats:
     """The first `count` columns, and the mean of the others as a last one."""
-    return np.concatenate((table[..., :count], table[..., count:].mean(axis=-1, keepdims=True)), axis=-1)
+    mean = table[..., count:].sum(axis=-1, keepdims=True) / (table.shape[-1] - count)
+    return np.concatenate((table[..., :count], mean), axis=-1)

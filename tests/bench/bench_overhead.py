@@ -19,12 +19,14 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from scale_callbacks import JsonlSink, LossForecaster, Monitor, Schedule, testing
+from scale_callbacks.integrations import _window
 from scale_callbacks.integrations.torch import LossWindow
 
 ROOT = Path(__file__).parents[2]
 STEP = 0.030  # seconds of processor time a training step takes
 STEPS, CHUNK = 2000, 20  # steps of each of the two runs, and after how many the other has its turn
-READ = 4  # steps between two reads of the loss, as the adapters choose for a run of this length
+WARM_UP, RETUNED = 6, 5  # turns before the runs begin, and after how many the batch is sized anew
+WINDOW = 4  # steps whose mean is observed, as the adapters choose for a run of this length
 IMPORTS = 15
 
 
@@ -35,85 +37,85 @@ def measure():
 
 
 class Training:
-    """A small perceptron on one core, about 30 ms a step, and perhaps somebody who watches."""
+    """A small perceptron on one core, and perhaps somebody who watches."""
 
-    def __init__(self, batch, *, folder=None):
+    def __init__(self, *, folder=None):
         self.model = torch.nn.Sequential(
             torch.nn.Linear(256, 1024), torch.nn.ReLU(), torch.nn.Linear(1024, 256)
         )
         self.optimizer = torch.optim.SGD(self.model.parameters(), lr=0.01)
-        self.x = torch.randn(batch, 256)
+        self.x = None  # a batch, as large as a step is to last
         self.window = self.monitor = None
-        self.step, self.inside = 0, 0.0
+        self.unread = []
+        self.step, self.inside, self.idle = 0, 0.0, []
         if folder is not None:
             plan = Schedule.cosine(1e-3, STEPS, warmup=50)
             sinks = [JsonlSink(Path(folder) / "forecasts.jsonl")]
             self.monitor, self.window = Monitor(LossForecaster(plan), sinks=sinks), LossWindow()
 
-    def run(self, steps):
+    def run(self, steps, *, watch):
         """Train; the processor time that took."""
         begun = time.process_time()
         for _ in range(steps):
-            self.step += 1
             loss = (self.model(self.x) - self.x).square().mean()
             loss.backward()
             self.optimizer.step()
             self.optimizer.zero_grad()
-            if self.monitor is not None:
-                self.watch(loss)
+            if watch:
+                self.step += 1
+                began = time.process_time()
+                if self.monitor is not None:
+                    self.watch(loss)
+                spent = time.process_time() - began
+                self.inside += spent
+                if self.step % WINDOW:
+                    self.idle.append(spent)
         return time.process_time() - begun
 
     def watch(self, loss):
         """What an adapter does on a step."""
-        begun = time.process_time()
         self.window.add(loss)
-        if self.step % READ == 0:
-            total, count, _ = self.window.take().tolist()
-            self.monitor.observe(self.step, total / count, span=READ)
-        self.inside += time.process_time() - begun
-
-
-def batch_for(seconds):
-    """Rows a batch must have for a step to take so long here."""
-    rows = 256
-    training = Training(rows)
-    training.run(3)
-    return max(16, int(rows * seconds * 5 / training.run(5)))
+        if self.step % WINDOW == 0:
+            self.window.close()
+            self.unread.append(self.step)
+            if self.monitor.due(self.step):
+                for step, (total, count, _) in zip(self.unread, self.window.closed().tolist(), strict=True):
+                    self.monitor.observe(step, total / count, span=WINDOW)
+                self.unread.clear()
 
 
 def paired():
     """Two runs side by side, with and without, in turns of a few steps: the ratio of their whole times."""
-    batch = batch_for(STEP)
+    rows = 1024
     with tempfile.TemporaryDirectory() as folder:
-        plain, watched = Training(batch), Training(batch, folder=folder)
+        plain, watched = pair = Training(), Training(folder=folder)
         times = []
-        for turn in range(STEPS // CHUNK):
-            order = (plain, watched) if turn % 2 else (watched, plain)
-            spent = {training: training.run(CHUNK) for training in order}
+        for turn in range(-WARM_UP, STEPS // CHUNK):
+            if turn <= 0 or turn % RETUNED == 0:  # the machine's speed changes within minutes
+                last = [sum(spent) for spent in times[-RETUNED:]]
+                rows = round(rows * STEP * 2 * CHUNK / statistics.median(last)) if last else rows
+                for training in pair:
+                    training.x = torch.randn(rows, 256)
+            order = pair if turn % 2 else pair[::-1]
+            spent = {training: training.run(CHUNK, watch=turn >= 0) for training in order}
             times.append((spent[plain], spent[watched]))
         watched.monitor.close()
-    alone, both = (sum(column) for column in zip(*times, strict=True))
+    pairs = np.array(times[WARM_UP:])
+    alone, both = pairs.sum(axis=0)
     rng = np.random.default_rng(0)
-    pairs = np.array(times)
     drawn = pairs[rng.integers(len(pairs), size=(1000, len(pairs)))].sum(axis=1)
+    inside = watched.inside - plain.inside  # less what the clock takes
+    idle = statistics.median(watched.idle) - statistics.median(plain.idle)
+    more = (10_000 - STEPS) * idle  # a longer run has as many windows and forecasts
     return {
         "step of the paired run, ms": 1e3 * alone / STEPS,
         f"slowdown of {STEPS:,} steps, paired, %": 100 * (both / alone - 1),
         "its standard error, %": 100 * float((drawn[:, 1] / drawn[:, 0]).std()),
-        f"time inside the watching, of {STEPS:,} such steps, %": 100
-        * watched.inside
-        / (both - watched.inside),
-        "the same for 10,000 such steps, %": 100 * scaled(watched) / alone * STEPS / 10_000,
+        f"time inside the watching, of {STEPS:,} steps, s": inside,
+        f"the same, of {STEPS:,} such steps, %": 100 * inside / alone,
+        "the same for 10,000 such steps, %": 100 * (inside + more) / alone * STEPS / 10_000,
+        "of a step on which no window ends, us": 1e6 * idle,
     }
-
-
-def scaled(watched):
-    """Seconds inside the watching of a run of 10,000 steps: as many forecasts and reads, more steps."""
-    window, loss = LossWindow(), torch.tensor(1.0)
-    begun = time.process_time()
-    for _ in range(10_000):
-        window.add(loss)
-    return watched.inside + (time.process_time() - begun) * (1 - STEPS / 10_000)
 
 
 class Reads(TorchDispatchMode):
@@ -151,7 +153,8 @@ def waits():
     warnings.simplefilter("ignore")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     counts = []
-    original = torch.Tensor.tolist
+    original, at_hand = torch.Tensor.tolist, _window.AT_HAND
+    _window.AT_HAND = frozenset()  # the CPU stands for a device that is waited for
     for callbacks in ([], [LossForecast(horizon=100_000, mlflow=False)]):
         quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
         trainer = pl.Trainer(
@@ -170,6 +173,7 @@ def waits():
             finally:
                 torch.Tensor.tolist = original
         counts.append(reads.count)
+    _window.AT_HAND = at_hand
     return {
         "waits for the device in 1,000 Lightning steps, without": counts[0],
         "waits for the device in 1,000 Lightning steps, with": counts[1],

@@ -57,6 +57,13 @@ class OneRankFails(pl.Callback):
             callback._watch._tap.take = broken
 
 
+class StopsEarly(pl.Callback):
+    """Ends the training between two forecasts."""
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *args: Any) -> None:
+        trainer.should_stop = trainer.global_step >= 40
+
+
 CASES: dict[str, tuple[type[Net], str, tuple[pl.Callback, ...]]] = {
     "logged": (Net, "train_loss", ()),
     "silent": (Silent, "train_loss", ()),
@@ -66,6 +73,7 @@ CASES: dict[str, tuple[type[Net], str, tuple[pl.Callback, ...]]] = {
     "different times": (AtDifferentTimes, "train_loss", ()),
     "validation on rank zero": (ValidatedOnRankZero, "val_loss", ()),
     "one rank fails": (Net, "train_loss", (OneRankFails(),)),
+    "stopped early": (Net, "train_loss", (StopsEarly(),)),
     "unknown": (Net, "loss", ()),
 }
 

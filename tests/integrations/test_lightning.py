@@ -740,7 +740,7 @@ def test_fault_in_the_forecaster_does_not_reach_the_training(monkeypatch: pytest
     [
         "_source.Tap._of_log",
         "_source.Tap.guess_at_batch",
-        "_collector.Collector.read",
+        "_collector.Collector.closed",
         "_watch.Watch._observe",
         "_outlet.Outlet.publish",
         "_watch.Watch._due",

@@ -73,6 +73,15 @@ def test_rank_that_fails_switches_all_off_at_one_step_and_none_waits(ranks: list
     assert any("internal error" in warning for warning in second["warnings"])
 
 
+def test_training_that_is_stopped_early_has_been_read_to_its_last_window(ranks: list[Any]) -> None:
+    first, second = (rank["stopped early"] for rank in ranks)
+    assert first["steps"] == second["steps"] == 40
+    assert first["told"] == second["told"]
+    assert [step for step, *_ in first["told"]] == list(range(3, 40, 3))
+    assert first["history"][-1][0] < 39
+    assert first["warnings"] == second["warnings"] == {}
+
+
 def test_unknown_name_is_refused_on_all_ranks(ranks: list[Any]) -> None:
     for rank in ranks:
         assert "monitor='loss' is not logged" in rank["unknown"]["error"]
