@@ -1,6 +1,5 @@
-"""One fit seen by the Lightning callback: collects the loss on the device, reads it when a window is full."""
+"""One fit seen by the Lightning callback: collects the loss on the device, reads it when a forecast is due."""
 
-import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -12,12 +11,11 @@ from scale_callbacks.integrations._finder import GRACE, Finder
 from scale_callbacks.integrations._outlet import Notes, Outlet
 from scale_callbacks.integrations._planner import Planner
 from scale_callbacks.integrations._ranks import Mean, Ranks
+from scale_callbacks.integrations._rhythm import NEVER, UNREAD, Rhythm
 from scale_callbacks.integrations._source import Source, Tap, UnknownMetricError, nothing
 from scale_callbacks.schedule import Schedule
 
 STATE_VERSION = 2  # 1: one window, no plan, no MLflow run
-NEVER = sys.maxsize
-UNREAD = 32  # windows kept on the device before they are read, forecast or not
 PATIENCE = 0.05  # seconds in which sinks may finish with a plan that is given up
 
 
@@ -51,14 +49,14 @@ class Watch:
     ) -> None:
         self._trainer, self._planner, self._outlet = trainer, planner, outlet
         self._step = step = trainer.global_step
-        self._heard = self._began = self._epoch_began = step
+        self._heard = self._epoch_began = step
         before, now = _plan.saved_plan(state), planner.plan()
         self.schedule = now if before is None else _plan.continued(before, now, step)
         self.monitor = outlet.monitor(self.schedule)
         self.name = self.monitor.name
         self.off = False
         self._note = Notes()
-        self._every = self._window_length()
+        self._rhythm = Rhythm(self.schedule.horizon, self._window_length(), step)
         self._ranks = Ranks(trainer, self._note)
         self._collector = Collector(self._ranks, self.fail)
         self._tap = Tap(trainer, self.name, validation_names, by_output=self.by_output)
@@ -67,7 +65,6 @@ class Watch:
         self._most_unread = UNREAD if self.patient and self._automatic else 1
         self._pending: list[tuple[int, float, int]] = []  # read while the source is open
         self._epoch_end: tuple[int, int] | None = None  # step and length of an epoch not read yet
-        self._boundary = self._after(self._began)
         self._finder = Finder(self._tap, self._ranks, self._note, self.fail, step)
         self._next_read = self._patience = 0  # step and batches before which nothing can be due
         self._adopt(Source.OPEN)
@@ -186,9 +183,7 @@ class Watch:
         state, self.schedule = self.monitor.state_dict(), plan
         self.monitor = self._outlet.monitor(plan)
         self.monitor.load_state_dict(state)
-        self._every = self._window_length()
-        if self._boundary != NEVER:
-            self._boundary = self._after(step)
+        self._rhythm.follow(plan.horizon, self._window_length(), step)
         self._next_read = self._patience = 0
 
     def state(self, *, together: bool = False) -> dict[str, Any]:
@@ -209,7 +204,7 @@ class Watch:
             "version": STATE_VERSION,
             "monitor": self.monitor.state_dict(),
             "windows": windows,
-            "steps": [self._began, self._epoch_began, self._step],
+            "steps": [self._rhythm.began, self._epoch_began, self._step],
             "source": int(self._tap.source),
             "pending": [list(read) for read in self._pending],
             "plan": self.schedule.to_dict(),
@@ -226,9 +221,9 @@ class Watch:
             self.monitor.load_state_dict(state["monitor"])
             same = state["steps"][2] == self._step
             if same:
-                self._began, epoch_began, _ = state["steps"]
+                began, epoch_began, _ = state["steps"]
                 self._epoch_began = epoch_began if _trainer.mid_epoch(self._trainer) else self._step
-                self._boundary = self._after(self._began)
+                self._rhythm.begin(began)
             self._pending = [(int(step), float(value), int(span)) for step, value, span in state["pending"]]
             self._adopt(Source(state["source"]))
             if same:
@@ -243,9 +238,10 @@ class Watch:
     def _due(self, step: int, outputs: Any) -> None:
         if self._tap.source is Source.OPEN and step >= self._finder.due:
             self._look_again(step, outputs)
-        if step >= self._boundary:
+        if step >= self._rhythm.end:
             self._close_window(step)
-        self._next_read = min(self._boundary, self._finder.due if self._tap.source is Source.OPEN else NEVER)
+        look = self._finder.due if self._tap.source is Source.OPEN else NEVER
+        self._next_read = min(self._rhythm.end, look)
 
     def _look_again(self, step: int, outputs: Any) -> None:
         fresh = False
@@ -265,17 +261,11 @@ class Watch:
             sample = self._tap.fresh()
             if sample is not None:
                 self._collector.add(sample)
-        self._collector.close(step, step - self._began)
-        self._began, self._boundary = step, self._after(step)
-        due = self._tap.source is not Source.OPEN and self.monitor.due(step)  # on all ranks or on none
+        self._collector.close(step, step - self._rhythm.began)
+        due = self._tap.source is not Source.OPEN and self._rhythm.due(step)
+        self._rhythm.begin(step)
         if due or self._collector.unread >= self._most_unread:
             self.catch_up()
-
-    def _after(self, step: int) -> int:
-        """The end of the window that begins at a step: windows end on multiples, and on the horizon."""
-        end = (step // self._every + 1) * self._every
-        horizon = self.monitor.forecaster.horizon
-        return horizon if step < horizon < end else end
 
     def _read_epoch(self) -> None:
         assert self._epoch_end is not None
@@ -306,7 +296,7 @@ class Watch:
         if mean.bad:
             self._note(f"{self.name} was not finite and left out", times=int(mean.bad))
         if not mean.count:
-            if not mean.bad and step - self._heard > max(GRACE, 2 * self._every):
+            if not mean.bad and step - self._heard > max(GRACE, 2 * self._rhythm.every):
                 self._heard = step
                 self._note(f"{self.name} was not logged in time")
             return
@@ -337,8 +327,8 @@ class Watch:
     def _adopt(self, source: Source) -> None:
         self._tap.adopt(source)
         if source in (Source.EPOCH, Source.VALIDATION):
-            self._boundary = NEVER
-        self._next_read = 0 if source is Source.OPEN else self._boundary  # the first batch is looked at
+            self._rhythm.stop()
+        self._next_read = 0 if source is Source.OPEN else self._rhythm.end  # the first batch is looked at
         self._patience = 0
         if source is Source.OPEN:
             return

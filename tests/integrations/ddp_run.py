@@ -57,6 +57,19 @@ class OneRankFails(pl.Callback):
             callback._watch._tap.take = broken
 
 
+class OneRankIsDeaf(pl.Callback):
+    """Rank 1 can take no further observation from the middle of the run on."""
+
+    def on_train_batch_start(self, trainer: pl.Trainer, *args: Any) -> None:
+        if trainer.global_step == 20 and trainer.global_rank == 1:
+            callback = next(c for c in trainer.callbacks if isinstance(c, lightning.LossForecast))
+
+            def broken(*args: Any, **options: Any) -> None:
+                raise ZeroDivisionError("rank 1")
+
+            callback._watch.monitor.forecaster.observe = broken
+
+
 class StopsEarly(pl.Callback):
     """Ends the training between two forecasts."""
 
@@ -73,6 +86,7 @@ CASES: dict[str, tuple[type[Net], str, tuple[pl.Callback, ...]]] = {
     "different times": (AtDifferentTimes, "train_loss", ()),
     "validation on rank zero": (ValidatedOnRankZero, "val_loss", ()),
     "one rank fails": (Net, "train_loss", (OneRankFails(),)),
+    "one rank is deaf": (Net, "train_loss", (OneRankIsDeaf(),)),
     "stopped early": (Net, "train_loss", (StopsEarly(),)),
     "unknown": (Net, "loss", ()),
 }

@@ -73,6 +73,16 @@ def test_rank_that_fails_switches_all_off_at_one_step_and_none_waits(ranks: list
     assert any("internal error" in warning for warning in second["warnings"])
 
 
+def test_ranks_read_at_the_same_steps_whatever_one_has_made_of_them(ranks: list[Any]) -> None:
+    first, second = (rank["one rank is deaf"] for rank in ranks)
+    assert first["steps"] == second["steps"] == 60
+    assert first["told"] == second["told"]
+    assert [step for step, *_ in first["told"]] == list(range(3, 61, 3))
+    assert first["history"] == ranks[0]["logged"]["history"]
+    assert first["warnings"] == {}
+    assert second["warnings"] == {"observation left out": 16}  # those of steps 15 and 18 waited to be read
+
+
 def test_training_that_is_stopped_early_has_been_read_to_its_last_window(ranks: list[Any]) -> None:
     first, second = (rank["stopped early"] for rank in ranks)
     assert first["steps"] == second["steps"] == 40

@@ -10,7 +10,8 @@ import torch
 
 from scale_callbacks import LossForecast
 from scale_callbacks.integrations import _trainer
-from scale_callbacks.integrations._watch import UNREAD, Watch
+from scale_callbacks.integrations._rhythm import UNREAD
+from scale_callbacks.integrations._watch import Watch
 from tests.integrations.lightning_runs import QUIET, Net, Recording, Silent, data, trainer
 
 pytestmark = QUIET
