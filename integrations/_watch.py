@@ -1,4 +1,4 @@
-"""One fit seen by the Lightning callback: collects the loss on the device, reads it when a forecast is due."""
+"""One fit seen by the Lightning callback: collects losses on the device, reads them for a forecast."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
