@@ -15,8 +15,8 @@ from scale_callbacks.reward_bank import path
 Floats = NDArray[np.float64]
 
 LAST = 0.1  # share of the plan whose mean reward is forecast: a step's reward is mostly noise
-# Factors of the interval's width, by share of the budget seen: no law foresees a stage that has not begun. Set so
-# that 90% intervals hold 90% of 1,200 simulated runs (`simulate`, seeds 11 and 12).
+# Factors of the interval's width, by share of the budget seen: no law foresees a stage that has not begun.
+# Set so that 90% intervals hold 90% of 1,200 simulated runs (`simulate`, seeds 11 and 12).
 CALIBRATION = ((0.2, 2.5), (0.5, 1.8), (0.9, 1.0))
 
 
