@@ -83,7 +83,7 @@ def _below(z: Floats, bell: Floats) -> Floats:
 
 
 def quantiles(weights: Floats, mean: Floats, sd: Floats, probabilities: Sequence[float]) -> Floats:
-    """Quantiles of a one-dimensional Gaussian mixture, by Newton steps kept inside a shrinking bracket.
+    """Quantiles of a one-dimensional Gaussian mixture, by Halley's steps kept inside a shrinking bracket.
 
     Args:
         weights: (members), summing to 1.
@@ -97,17 +97,21 @@ def quantiles(weights: Floats, mean: Floats, sd: Floats, probabilities: Sequence
     spread = math.sqrt(float(weights @ (sd**2 + (mean - centre) ** 2)))
     # From where a normal distribution has them, by way of the logistic one that resembles it.
     at = np.minimum(np.maximum(centre + spread / 1.702 * np.log(wanted / (1.0 - wanted)), low), high)
-    enough = 1e-10 * float(high - low)  # finer than the distribution function is known
+    enough = 1e-9 * float(high - low)  # finer than the distribution function is known
     heights = weights / sd / math.sqrt(2.0 * math.pi)
+    falls = heights / sd
     for _ in range(_STEPS):
         z = (at[:, None] - mean) / sd
         bell = np.exp(-0.5 * z * z)
-        off, density = _below(z, bell) @ weights - wanted, bell @ heights
+        off, density = _below(z, bell) @ weights - wanted, np.maximum(bell @ heights, 1e-300)
         low, high = np.where(off < 0.0, at, low), np.where(off < 0.0, high, at)
-        newton = at - off / np.maximum(density, 1e-300)
-        found = np.abs(newton - at) <= enough  # stays: a step from the root itself would leave the bracket
+        newton = off / density
+        bend = (z * bell) @ falls / density  # how fast the density falls, over the density
+        step = newton / np.maximum(1.0 + 0.5 * newton * bend, 0.5)
+        found = np.abs(step) <= enough  # stays: a step from the root itself would leave the bracket
         if found.all():
             break
-        inside = (newton > low) & (newton < high)
-        at = np.where(found, at, np.where(inside, newton, 0.5 * (low + high)))
+        after = at - step
+        inside = (after > low) & (after < high)
+        at = np.where(found, at, np.where(inside, after, 0.5 * (low + high)))
     return np.asarray(at, dtype=np.float64)
