@@ -21,7 +21,11 @@ _EARLY_PART, _LATE_PART = (0.1, 0.2, 0.3), (0.5, 0.7, 0.9)
 
 
 class Told(NamedTuple):
-    """One forecast against the truth, all over the true final loss."""
+    """One forecast against the truth, all over the true final loss.
+
+    `noise` is what the half-widths `below` and `above` would be were only the noise of single losses unknown;
+    it is left as it is, the rest is calibrated.
+    """
 
     source: str
     run: str
@@ -31,11 +35,12 @@ class Told(NamedTuple):
     below: float
     above: float
     to_come: float
+    noise: float = 0.0
 
 
 def log_score(rows: Sequence[Told]) -> Floats:
     """Negative log density of each truth, for a Student t (4 degrees) with the forecast's own two halves."""
-    _, _, _, _, error, below, above, _ = (np.array(column) for column in zip(*rows, strict=True))
+    _, _, _, _, error, below, above, *_ = (np.array(column) for column in zip(*rows, strict=True))
     half = np.where(error > 0.0, below, above) / 1.645 + 5e-4
     width = (below + above) / 3.29 + 5e-4
     return np.asarray(np.log(width) + 2.5 * np.log1p((error / half) ** 2 / 4.0), dtype=np.float64)
@@ -108,7 +113,7 @@ def fine_calibrated(prior: Prior, rows: Sequence[Told], level: float = 0.9) -> P
         level: of their intervals.
     """
     factors = []
-    for part in ((0.1, 0.2, 0.3), (0.7, 0.9)):
+    for part in ((0.1, 0.2, 0.3, 0.5), (0.7, 0.9)):
         near = [row for row in rows if row.share in part]
         factors.append(float(np.clip(_quantile(_ratios(near), _weights(near), level), 0.4, 2.5)))
     return _widen_kind(prior, "finetuning", (factors[0], factors[1]))
@@ -140,7 +145,8 @@ def _multiplied(rows: Sequence[Told], prior: Prior) -> list[Told]:
     out = []
     for row in rows:
         factor = prior.widening(row.share, row.to_come, {"short": float(row.source.startswith(SMALL))})
-        out.append(row._replace(below=factor * row.below, above=factor * row.above))
+        below, above = (_multiple(half, factor, row.noise) for half in (row.below, row.above))
+        out.append(row._replace(below=below, above=above))
     return out
 
 
@@ -158,7 +164,16 @@ def _factor(rows: Sequence[Told], share: float, open_: bool, level: float) -> fl
 
 
 def _ratios(rows: Sequence[Told]) -> Floats:
-    return np.array([row.error / row.below if row.error > 0.0 else -row.error / row.above for row in rows])
+    """What each half-width, less its noise, must be multiplied with to just hold its truth."""
+    _, _, _, _, error, below, above, _, noise = (np.array(column) for column in zip(*rows, strict=True))
+    half = np.where(error > 0.0, below, above)
+    squares = np.maximum(error**2 - noise**2, 0.0) / np.maximum(half**2 - noise**2, 1e-12)
+    return np.asarray(np.sqrt(squares), dtype=np.float64)
+
+
+def _multiple(half: float, factor: float, noise: float) -> float:
+    """A half-width with what is not noise in it multiplied."""
+    return math.sqrt(factor**2 * max(half**2 - noise**2, 0.0) + noise**2)
 
 
 def _weights(rows: Sequence[Told]) -> Floats:

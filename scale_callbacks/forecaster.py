@@ -16,7 +16,7 @@ from scale_callbacks.curve import Bins, Curve
 from scale_callbacks.evidence import LAST, Units, quieter, usable
 from scale_callbacks.forecast import Forecast, Status
 from scale_callbacks.laws.base import Plan, plan_of
-from scale_callbacks.mixture import Mixture, Outlook, quantiles
+from scale_callbacks.mixture import Mixture, Outlook, normal_quantile, quantiles
 from scale_callbacks.prior import Prior, load_prior
 from scale_callbacks.schedule import Schedule
 from scale_callbacks.tables import Evidence
@@ -24,6 +24,7 @@ from scale_callbacks.tables import Evidence
 Floats = NDArray[np.float64]
 
 FEWEST = 8  # observations before a forecast is made
+_SIDES = np.array([-1.0, 1.0])  # low and high
 _EVENLY = np.linspace(0.0, 1.0, 32)  # points of the path
 _MOST_NOISE = 1e50  # over the loss: its square, and what that is multiplied by, stay finite
 
@@ -64,6 +65,7 @@ class LossForecaster:
             raise ValueError(f"steps_per_epoch={steps_per_epoch!r} must be positive")
         self.schedule = schedule
         self.level = float(level)
+        self._half = normal_quantile(0.5 * (1.0 + level))  # an interval's half-width over a normal's sd
         self.prior = load_prior(prior) if isinstance(prior, str) else prior
         lessons = [reference.lesson() for reference in references]
         self._references = tuple(lesson for lesson in lessons if lesson is not None)
@@ -126,9 +128,16 @@ class LossForecaster:
         evidence, units = self._evidence(self.curve, bins)
         points = _path_steps(float(bins.steps[0]), horizon)
         outlook = bank.predict(evidence, points, self._lessons(bank))
-        edges = self._edges(outlook, self._ended(outlook.end, units, evidence.noise), bank.plan)
+        end, noise = self._ended(outlook.end, units), self._last_noise(evidence.noise)
+        edges = self._edges(outlook, end, noise, bank.plan)
         path = _over_observed(units.outward(edges), points, bins, float(evidence.steps[0]))
         return self._told(points, path, outlook)
+
+    def noise_ahead(self, value: float) -> float:
+        """Half-width of an interval about a final loss, were all but the noise of the last losses known."""
+        evidence, units = self._evidence(self.curve)
+        noise = self._half * self._last_noise(evidence.noise)
+        return float(units.outward(units.inward(np.array([value])) + noise)[0]) - value
 
     def measured(self) -> float | None:
         """What was to be forecast, once the plan has ended: the mean loss over its last 1%."""
@@ -188,8 +197,13 @@ class LossForecaster:
             return self._bank
         return LawBank(plan_of(self.schedule, horizon), self.prior, self.steps_per_epoch)
 
-    def _ended(self, mixture: Mixture, units: Units, noise: float) -> Mixture:
-        """The mixture with what was measured of the last 1% put in, and the noise of its mean added."""
+    def _last_noise(self, noise: float) -> float:
+        """The sd that the noise of single losses gives the mean of the last 1%, in units of the evidence."""
+        density = self.curve.n / max(float(self.curve.last_step or 0), 1.0)
+        return noise / math.sqrt(max(1.0, LAST * self.horizon * density))
+
+    def _ended(self, mixture: Mixture, units: Units) -> Mixture:
+        """The mixture with what was measured of the last 1% put in."""
         last, start = float(self.curve.last_step or 0), (1.0 - LAST) * self.horizon
         measured = self.curve.mean_after(start)
         mean, variance = mixture.mean, mixture.variance
@@ -197,17 +211,19 @@ class LossForecaster:
             share = min((last - start) / (self.horizon - start), 1.0)
             mean = mean + share * (units.inward(np.array([measured])) - mean)
             variance = (1.0 - share) ** 2 * variance
-        observations = max(1.0, LAST * self.horizon * self.curve.n / max(last, 1.0))
-        variance = variance + noise**2 / observations + (0.1 * self.prior.floor) ** 2
-        return Mixture(mixture.weights, mean, variance)
+        return Mixture(mixture.weights, mean, variance + (0.1 * self.prior.floor) ** 2)
 
-    def _edges(self, outlook: Outlook, end: Mixture, plan: Plan) -> Floats:
-        """(value, low and high; points): the mixture's quantiles at the end, their shape before it."""
+    def _edges(self, outlook: Outlook, end: Mixture, noise: float, plan: Plan) -> Floats:
+        """(value, low and high; points): the mixture's quantiles at the end, their shape before it.
+
+        What is widened is what the laws do not know; the noise of the last losses is known, and added after.
+        """
         tail = 0.5 * (1.0 - self.level)
         edges = quantiles(end.weights, end.mean, np.sqrt(end.variance), (0.5, tail, 1.0 - tail))
         seen = float(self.curve.last_step or 0) / self.horizon
         factor = self.prior.widening(seen, plan.fall_to_come(seen), outlook.kinds)
-        edges[1:] = edges[0] + factor * (edges[1:] - edges[0])
+        about = self._half * noise
+        edges[1:] = edges[0] + _SIDES * np.hypot(factor * (edges[1:] - edges[0]), about)
         before = outlook.spread / max(float(outlook.spread[-1]), 1e-12)
         path = outlook.path + (edges[:, None] - outlook.path[-1]) * before
         return np.concatenate((path[:, :-2], path[:, -1:]), axis=1)

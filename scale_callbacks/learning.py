@@ -87,6 +87,7 @@ class Case:
                         value - low,
                         high - value,
                         plan.fall_to_come(share),
+                        forecaster.noise_ahead(forecast.value) / run.final,
                     )
                 )
         return rows

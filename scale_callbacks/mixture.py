@@ -115,3 +115,9 @@ def quantiles(weights: Floats, mean: Floats, sd: Floats, probabilities: Sequence
         inside = (after > low) & (after < high)
         at = np.where(found, at, np.where(inside, after, 0.5 * (low + high)))
     return np.asarray(at, dtype=np.float64)
+
+
+def normal_quantile(probability: float) -> float:
+    """Quantile of the standard normal distribution, to 1e-6."""
+    one = np.ones(1)
+    return float(quantiles(one, 0.0 * one, one, [probability])[0])

@@ -39,8 +39,8 @@ class Regime:
         horizon: mean and sd of log(planned steps): where such runs are found.
         noise: mean and sd of log(sd of one observation over the loss).
         rate: mean and sd of log(peak learning rate), where that is an Adam's in absolute units.
-        widening: factors on the interval's half-widths of such runs, up to a fifth of the plan and from four
-            fifths on.
+        widening: factors on the interval's half-widths of such runs, up to two fifths of the plan and from
+            four fifths on.
         tilt: by how much the mean log slope changes with the log of the plan's length: the excess over the
             loss that cannot be reduced falls as a power of the steps, so that longer plans end flatter.
     """
@@ -83,7 +83,7 @@ class Regime:
 
     def widened(self, seen: float) -> float:
         """Log of the factor on half-widths when a share of the plan is seen."""
-        late = min(max((seen - 0.2) / 0.6, 0.0), 1.0)
+        late = min(max((seen - 0.4) / 0.4, 0.0), 1.0)
         return (1.0 - late) * math.log(self.widening[0]) + late * math.log(self.widening[1])
 
 

@@ -51,6 +51,22 @@ def test_widths_are_set_to_hold_what_they_say() -> None:
     )
 
 
+def test_the_noise_of_single_losses_is_neither_widened_nor_narrowed() -> None:
+    prior = load_prior().with_(calibration=((0.0, 1.0, 1.0),))
+    rng = np.random.default_rng(0)
+    noise = 0.08  # of 0.1; the rest, 0.06, is what the laws do not know, and is half as much in truth
+    errors = rng.normal(0.0, np.hypot(noise, 0.03) / 1.645, 2000)
+    rows = [told(float(e))._replace(noise=noise) for e in errors]
+    least = calibrated(prior, rows, shrink=1.0).widening(0.5, 0.0, {})
+    assert least == pytest.approx(0.6, abs=0.01)
+    after = widened(rows, prior, "")
+    assert noise < after[0].below == after[0].above < 0.1
+    assert np.mean([abs(row.error) < row.below for row in after]) == pytest.approx(0.9, abs=0.02)
+    loud = [told(float(e))._replace(noise=noise) for e in 3.0 * errors]
+    wide = widened(loud, prior, "")[0].below
+    assert np.hypot(noise, 0.06) < wide < 2.5 * 0.1
+
+
 def test_widths_asked_for_by_the_other_sources_leave_one_out() -> None:
     prior = load_prior("start")
     wrong = [told(0.3, source="a") for _ in range(20)] + [told(0.05, source="b") for _ in range(20)]

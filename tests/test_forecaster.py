@@ -66,6 +66,17 @@ def test_at_the_end_the_forecast_is_what_was_measured() -> None:
     assert forecast.high - forecast.low < 0.03
 
 
+def test_no_calibration_makes_an_interval_narrower_than_the_noise_of_the_last_losses() -> None:
+    sure = load_prior().with_(calibration=((0.0, 1e-3, 1e-3),))
+    forecaster = fed(0.9, losses(noise=0.2), prior=sure)
+    forecast = forecaster.forecast()
+    expected = 1.645 * 0.2 / 20**0.5  # the mean of 20 losses
+    assert forecast.high - forecast.value == pytest.approx(expected, rel=0.1)
+    assert forecast.value - forecast.low == pytest.approx(expected, rel=0.1)
+    assert forecaster.noise_ahead(forecast.value) == pytest.approx(expected, rel=0.1)
+    assert fed(0.9, losses(noise=0.0), prior=sure).noise_ahead(2.0) < 0.002
+
+
 def test_a_higher_level_gives_a_wider_interval() -> None:
     widths = [f.high - f.low for f in (fed(level=level).forecast() for level in (0.5, 0.9, 0.99))]
     assert widths == sorted(widths)

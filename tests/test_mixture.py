@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scale_callbacks.mixture import normal_cdf, quantiles
+from scale_callbacks.mixture import normal_cdf, normal_quantile, quantiles
 
 LEVELS = (0.001, 0.05, 0.5, 0.95, 0.999)
 
@@ -23,3 +23,8 @@ def test_quantiles_of_a_mixture_cut_off_what_they_say(seed: int, members: int, s
     below = normal_cdf((edges[:, None] - mean) / sd) @ weights
     np.testing.assert_allclose(below, LEVELS, atol=1e-3)
     assert np.all(np.diff(edges) > 0)
+
+
+@pytest.mark.parametrize(("probability", "expected"), [(0.5, 0.0), (0.95, 1.6448536), (0.005, -2.5758293)])
+def test_quantiles_of_the_normal_distribution(probability: float, expected: float) -> None:
+    assert normal_quantile(probability) == pytest.approx(expected, abs=1e-5)

@@ -60,7 +60,8 @@ def test_a_kind_widens_in_proportion_to_its_probability_early_and_late_apart() -
     prior = prior.with_(regimes=tuple(kinds))
     assert prior.widening(0.1, 0.0, {"finetuning": 1.0}) == pytest.approx(4.0)
     assert prior.widening(0.9, 0.0, {"finetuning": 1.0}) == pytest.approx(0.25)
-    assert prior.widening(0.5, 0.0, {"finetuning": 1.0}) == pytest.approx(1.0)
+    assert prior.widening(0.4, 0.0, {"finetuning": 1.0}) == pytest.approx(4.0)
+    assert prior.widening(0.6, 0.0, {"finetuning": 1.0}) == pytest.approx(1.0)
     assert prior.widening(0.1, 0.0, {"finetuning": 0.5, "pretraining": 0.5}) == pytest.approx(2.0)
 
 
