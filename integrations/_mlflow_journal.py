@@ -30,7 +30,7 @@ from scale_callbacks.integrations._mlflow_text import file_label
 
 _fcntl: Any = importlib.import_module("fcntl") if os.name == "posix" else None  # else: no locks
 
-LIMIT = 4_000_000  # bytes a file may grow to: thousands of forecasts, where a run makes a hundred
+LIMIT = 4_000_000  # bytes a file may grow to: thousands of forecasts, where a run makes fifty
 COMPACT = 500_000  # bytes from which what has been sent is cut away
 
 mine: set[Path] = set()  # open in this process: locks do not tell a process from itself

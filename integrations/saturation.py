@@ -24,7 +24,7 @@ class SaturationStopping(LossForecast):
     """Stops a training whose logged reward will probably not rise any more, and says why in one sentence.
 
     The forecast of the reward goes where `LossForecast` puts that of a loss. Whether to stop is asked at most
-    about a hundred times a run, at steps that the plan alone decides; all ranks stop together. `min_steps`
+    55 times a run, at steps that the plan alone decides; all ranks stop together. `min_steps`
     and `min_epochs` of the trainer are obeyed. Nothing that goes wrong inside ends a training.
 
     Args:

@@ -70,7 +70,7 @@ class SaturationStoppingCallback(WatchingCallback):
     """Stops a training whose logged reward will probably not rise any more, and says why in one sentence.
 
     For TRL's trainers: `GRPOTrainer(..., callbacks=[SaturationStoppingCallback()])`. Process 0 decides and
-    all processes stop together, at one of about a hundred steps that the length of the run alone fixes. As at
+    all processes stop together, at one of at most 55 steps that the length of the run alone fixes. As at
     the end of a run, there is an evaluation where `eval_strategy` is "steps", a checkpoint unless
     `save_strategy` is "no", and `load_best_model_at_end` is obeyed. The reason is the last row of
     `trainer.state.log_history` but those of that evaluation and the end.

@@ -56,7 +56,7 @@ class Monitor:
         forecast: the latest forecast; None before there is one.
         decision: the latest decision.
         deviation: how far the loss is from what was forecast for it; None before that can be said.
-        history: all forecasts so far, at most about a hundred.
+        history: all forecasts so far, some fifty a run.
     """
 
     def __init__(

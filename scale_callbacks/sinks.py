@@ -63,7 +63,7 @@ class Summary:
         schedule: the learning-rate plan; None where none is known (rewards).
         bins: the curve seen.
         last_step: the last step observed, 0 before the first.
-        history: every forecast so far, at most about a hundred.
+        history: every forecast so far, some fifty a run.
         forecast: the latest one, with its path to the horizon.
         decision: the latest decision.
         settings: what the forecaster was set to.

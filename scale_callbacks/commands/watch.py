@@ -76,6 +76,6 @@ def _picture(console: Console, followed: Watched) -> RenderableType:
 
     summary = followed.look()
     if summary is None:
-        return Text("no forecast yet: the first one comes after a hundredth of the run")
+        return Text("no forecast yet: the first one comes after a fiftieth of the run")
     state = "the run has ended" if followed.ended else "Ctrl-C to leave; the run goes on"
     return screen(summary, width=min(console.width, 110), height=console.height, state=state)
