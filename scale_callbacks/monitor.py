@@ -4,6 +4,7 @@ import logging
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from numbers import Real
 from typing import Any, Protocol
 
 from scale_callbacks._state import check_numbers, check_seal, finite, natural, reading, sealed
@@ -111,16 +112,19 @@ class Monitor:
                 are left out and counted.
         """
         try:
+            self.forecaster.observe(step - (span - 1) / 2, value, extra=extra)
             if step <= self._last_step and self._observed:
                 self._rewind(step)
-            self.forecaster.observe(step - (span - 1) / 2, value, extra=extra)
         except Exception as fault:
             if not self._observed:
                 raise
             self._note("observation left out", fault)
-            return self.decision
-        self._observed = True
-        self._last_step = int(step)
+            # Forecast all the same: other ranks do, and the plan alone is to decide when.
+            if not (isinstance(step, Real) and step <= self.forecaster.horizon):
+                return self.decision
+        else:
+            self._observed = True
+            self._last_step = int(step)
         if step >= self._next_due:
             self._fire(int(step))
         return self.decision

@@ -158,6 +158,28 @@ def test_what_is_no_loss_is_refused_at_first_use_and_only_counted_later(schedule
     assert monitor.forecaster.curve.n == 20
 
 
+@pytest.mark.parametrize("wrong", ["a lot", None, [1.0, 2.0]])
+def test_forecasts_are_due_at_the_same_steps_whatever_became_of_an_observation(schedule, losses, wrong):
+    sound, deaf = Monitor(LossForecaster(schedule)), Monitor(LossForecaster(schedule))
+    for step, loss in enumerate(losses[:300], start=1):
+        assert deaf.due(step) == sound.due(step)
+        sound.observe(step, loss)
+        deaf.observe(step, wrong if step in (100, 120, 200) else loss)
+    assert deaf.warnings["observation left out"] == 3
+    assert [point.step for point in deaf.history] == [point.step for point in sound.history]
+
+
+@pytest.mark.parametrize("step", [float("inf"), float("nan"), -3, "next", 10**9])
+def test_a_step_that_is_none_makes_no_forecast(schedule, losses, step):
+    monitor = watch(schedule, losses, until=99)
+    made = list(monitor.history)
+    monitor.observe(step, "wrong")
+    assert monitor.warnings["observation left out"] == 1
+    assert monitor.history == made
+    assert monitor.due(100)
+    assert not monitor.due(99)
+
+
 def test_a_run_of_one_step_and_a_run_that_ends_early_close_in_silence(schedule, losses):
     for until in (0, 1, 30):
         memory = MemorySink()
