@@ -120,7 +120,7 @@ class Monitor:
                 raise
             self._note("observation left out", fault)
             # Forecast all the same: other ranks do, and the plan alone is to decide when.
-            if not (isinstance(step, Real) and step <= self.forecaster.horizon):
+            if not _planned(step, self.forecaster.horizon):
                 return self.decision
         else:
             self._observed = True
@@ -324,3 +324,7 @@ class Monitor:
 def _point(step: Any, value: Any, low: Any, high: Any, status: Any) -> ForecastPoint:
     middle, bottom, top = finite([value, low, high])
     return ForecastPoint(natural(step), middle, bottom, top, str(status))
+
+
+def _planned(step: Any, horizon: int) -> bool:
+    return isinstance(step, Real) and bool(step <= horizon)
