@@ -20,5 +20,5 @@ def forecast_steps(horizon: int) -> NDArray[np.int64]:
     """
     bend = LINEAR / (RATIO - 1)  # where the geometric spacing has grown to the linear one
     early = FIRST * RATIO ** np.arange(math.ceil(math.log(bend / FIRST, RATIO)))
-    late = np.arange(1.0, bend - 1e-9, -LINEAR)[::-1]
+    late = np.arange(1.0, bend - 1e-9, -LINEAR)[::-1]  # the bend among them, however it is rounded
     return np.unique(np.ceil(np.concatenate((early, late)) * horizon - 1e-6).astype(np.int64))

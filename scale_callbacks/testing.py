@@ -72,7 +72,7 @@ class SinkContract:
         raise NotImplementedError
 
     def test_it_takes_a_whole_run(self) -> None:
-        """Records without a forecast at first, a hundred with one, and the summary at the end."""
+        """Records without a forecast at first, some fifty with one, and the summary at the end."""
         _without_faults(self.make(), range(1, STEPS + 1))
 
     def test_it_takes_a_run_that_ends_before_it_has_begun(self) -> None:
