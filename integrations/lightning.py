@@ -30,7 +30,7 @@ class LossForecast(Callback):
     progress bar, as `forecast/<monitor>`, `_low` and `_high`. Steps are optimizer steps
     (`trainer.global_step`; with several optimizers Lightning counts the steps of all of them). The loss is
     collected on the device, in 500 to 1,000 windows a run, which are read when a forecast is due, at most
-    some sixty times; no other step waits for the device. In manual optimisation each window is read.
+    some fifty times; no other step waits for the device. In manual optimisation each window is read.
 
     Nothing that goes wrong inside ends or holds up a training: it is logged once and the callback switches
     itself off. Only set-up errors are raised: bad arguments, a length that cannot be known, a name that

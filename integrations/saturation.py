@@ -7,7 +7,7 @@ from typing import Any, Literal
 import lightning.pytorch as pl
 from lightning.pytorch.utilities import rank_zero_info
 
-from scale_callbacks.due import forecast_steps
+from scale_callbacks.due import REWARDS, forecast_steps
 from scale_callbacks.integrations._ranks import Mean
 from scale_callbacks.integrations._watch import Watch
 from scale_callbacks.integrations.lightning import LossForecast
@@ -142,7 +142,7 @@ class _RewardWatch(Watch):
 
 
 def _after(horizon: int, step: int) -> int:
-    later = forecast_steps(horizon)
+    later = forecast_steps(horizon, REWARDS)
     later = later[later > step]
     return int(later[0]) if len(later) else horizon + max(1, horizon // 10) * (1 + step // max(1, horizon))
 

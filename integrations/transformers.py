@@ -4,7 +4,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from scale_callbacks.due import forecast_steps
+from scale_callbacks.due import REWARDS, forecast_steps
 from scale_callbacks.forecaster import LossForecaster
 from scale_callbacks.integrations import trl
 from scale_callbacks.integrations._agreement import Agreement
@@ -200,7 +200,7 @@ class SaturationStoppingCallback(WatchingCallback):
 
 def _after(horizon: int, step: int) -> int:
     """The first step after this one at which all processes ask whether to stop."""
-    later = forecast_steps(max(horizon, 1))
+    later = forecast_steps(max(horizon, 1), REWARDS)
     later = later[later > step]
     return int(later[0]) if len(later) else step + max(1, horizon // 10)
 

@@ -57,7 +57,7 @@ class Monitor:
         forecast: the latest forecast; None before there is one.
         decision: the latest decision.
         deviation: how far the loss is from what was forecast for it; None before that can be said.
-        history: all forecasts so far, some fifty a run.
+        history: all forecasts so far: 45 of a loss, 55 of a reward, at most, until the plan ends.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class Monitor:
         self._rules = tuple(rules)
         self._delivery = Delivery(sinks)
         self._faults: Counter[str] = Counter()
-        self._plan = forecast_steps(forecaster.horizon)
+        self._plan = forecast_steps(forecaster.horizon, getattr(forecaster, "times_as_often", 1.0))
         self._fired: list[int] = []
         self._expected: list[Expectation] = []  # of each forecast in the history
         self._last_step = 0

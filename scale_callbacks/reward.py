@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from scale_callbacks._numbers import as_floats
 from scale_callbacks._state import check_numbers, reading
 from scale_callbacks.curve import Curve
+from scale_callbacks.due import REWARDS
 from scale_callbacks.forecast import Forecast, Status
 from scale_callbacks.outlook import Outlook, look_at
 from scale_callbacks.reward_bank import Seen, look
@@ -59,6 +60,7 @@ class RewardForecaster:
 
     # Rewards take many shapes under autocorrelated noise: of 51 sound runs 14 would have been warned of.
     warns_of_deviation = False
+    times_as_often = REWARDS  # as losses are forecasts due
 
     def __init__(
         self,

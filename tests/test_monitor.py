@@ -4,8 +4,16 @@ import logging
 import numpy as np
 import pytest
 
-from scale_callbacks import Decision, JsonlSink, LossForecaster, MemorySink, Monitor, Schedule
-from scale_callbacks.due import forecast_steps
+from scale_callbacks import (
+    Decision,
+    JsonlSink,
+    LossForecaster,
+    MemorySink,
+    Monitor,
+    RewardForecaster,
+    Schedule,
+)
+from scale_callbacks.due import REWARDS, forecast_steps
 from scale_callbacks.monitor import STATE_VERSION
 
 
@@ -82,6 +90,16 @@ def test_due_tells_the_steps_that_forecast(schedule, losses):
             announced.append(step)
         monitor.observe(step, loss)
     assert announced == forecast_steps(1000).tolist()
+
+
+def test_rewards_are_forecast_more_often_than_losses_since_stopping_waits_for_it(losses):
+    memory = MemorySink()
+    monitor = Monitor(RewardForecaster(1000), sinks=[memory])
+    for step, loss in enumerate(losses, start=1):
+        monitor.observe(step, -loss)
+    assert [record.step for record in memory.records] == forecast_steps(1000, REWARDS).tolist()
+    assert len(memory.records) == 55
+    assert len(forecast_steps(1000)) == 45
 
 
 def test_a_resumed_run_repeats_the_uninterrupted_one_to_the_last_bit(schedule, losses):
