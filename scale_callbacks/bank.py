@@ -160,7 +160,7 @@ class LawBank:
             elif shapes.law == "epochs":
                 share, depths, (mean, sd) = 4.0, self.prior.border_drops, self.prior.border
             else:
-                share = 0.5 if several else self.prior.plain
+                share = 0.5 if several else self.prior.plain * regime.flat
             depth = _normalised(-0.5 * ((np.log(depths) - mean) / sd) ** 2)
             parts.append((_normalised(log) + np.log(share))[:, None] + depth)
         return _normalised(np.concatenate(parts))

@@ -260,13 +260,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     cases = read_cases(given.folder)
     search = learn(cases, load_prior("start"), passes=given.passes)
     rows = validated(cases, search.folds)
-    for name, chosen in _groups(rows).items():
-        print(name, table(chosen), sep="\n")
+    for name, group in _groups(rows).items():
+        print(name, table(group), sep="\n")
     prior = calibrated(search.common, told_by(cases, search.common))
     if given.finetune:
         fine = [Case.of(run) for run in read_runs([given.finetune]) if run.scored]
         print("fine-tuning runs, leaving the repository out", table(fine_validated(fine, prior)), sep="\n")
         prior = fine_calibrated(prior, told_by(fine, prior))
+    several = read_runs([given.folder / "epochs.npz"])
+    for name, fresh in (("set on", False), ("not set on", True)):
+        chosen = [Case.of(run) for run in several if ("fresh" in run.flags) is fresh]
+        print(f"runs of several epochs that the prior was {name}", table(told_by(chosen, prior)), sep="\n")
     if given.out:
         digest = hashlib.sha256()
         for name in ("loss", "small"):

@@ -16,11 +16,8 @@ Pair = tuple[float, float]
 ABSOLUTE = 0.05  # a peak rate from here on is taken for a relative one
 _ADAM = 5e-3  # rates above it are those of other optimizers, and do not tell kinds of runs apart
 _TYPICAL, _LENGTHS = 20_000.0, (1e3, 4e5)  # optimizer steps of a plan, and the range its length is heeded in
-_APART = (
-    "other",
-    "finetuning",
-    "vision_speech",
-)  # kinds whose widths the table for language models leaves alone
+# Kinds whose widths the table for language models leaves alone.
+_APART = ("other", "finetuning", "vision_speech", "young")
 
 
 @dataclass(frozen=True)
@@ -43,6 +40,7 @@ class Regime:
             four fifths on.
         tilt: by how much the mean log slope changes with the log of the plan's length: the excess over the
             loss that cannot be reduced falls as a power of the steps, so that longer plans end flatter.
+        flat: factor on the weight of having no drop at all, in runs that read their data once.
     """
 
     name: str
@@ -57,6 +55,7 @@ class Regime:
     rate: Pair = (-7.5, 3.0)
     widening: Pair = (1.0, 1.0)
     tilt: float = 0.0
+    flat: float = 1.0
 
     def slope_for(self, horizon: float) -> Pair:
         """Mean and sd of the log slope for a plan of so many steps."""

@@ -286,8 +286,8 @@ def test_falls_at_epoch_borders_are_foreseen_when_they_are_told(epochs: int) -> 
     values *= np.exp(0.05 * np.random.default_rng(0).standard_normal(T))
     truth = values[-20:].mean()
     until = 0.6 if epochs == 2 else 0.5
-    told = fed(until, values, Schedule.linear(1e-4, T), steps_per_epoch=length).forecast()
-    untold = fed(until, values, Schedule.linear(1e-4, T)).forecast()
+    told = fed(until, values, Schedule.constant(1e-4, T), steps_per_epoch=length).forecast()
+    untold = fed(until, values, Schedule.constant(1e-4, T)).forecast()
     assert told.low < truth < told.high
     assert epochs == 2 or abs(told.value - truth) < abs(untold.value - truth)
     assert told.weights["epochs"] > 0.5

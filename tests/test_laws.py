@@ -5,6 +5,7 @@ from hypothesis import strategies as st
 
 from scale_callbacks.laws.annealing import AnnealingArea, stirred
 from scale_callbacks.laws.base import Term, plan_of
+from scale_callbacks.laws.epochs import EpochBorders
 from scale_callbacks.laws.multi_power import MultiPower
 from scale_callbacks.laws.power import PowerOfArea, PowerOfSteps, decay
 from scale_callbacks.schedule import Schedule
@@ -14,6 +15,7 @@ TERMS: dict[str, Term] = {
     "steps": PowerOfSteps((0.0, 0.5)),
     "annealing": AnnealingArea((0.01, 0.1)),
     "multi_power": MultiPower((50.0, 2000.0), ((0.3, 1.0), (0.5, 0.4)), 0.6),
+    "epochs": EpochBorders(None, ((1.0, 0.0),)),
 }
 PLANS = {
     "cosine": Schedule.cosine(3e-4, 10_000, warmup=200),
@@ -107,3 +109,27 @@ def test_sudden_changes_of_the_rate_stir_more_than_slow_ones() -> None:
     assert slow[-1] == pytest.approx(2 * 0.02 / 0.4, rel=0.15)  # the integral of 2 r^2 / m with r = m / 0.4
     assert min(np.diff(sudden).min(), np.diff(slow).min()) > -1e-12
     assert not stirred(plan_of(PLANS["constant"]), 0.02).any()
+
+
+def test_falls_at_epoch_borders_are_equal_while_the_rate_is_and_grow_by_half_at_most() -> None:
+    plan = plan_of(Schedule.constant(1.0, 4000))
+    equal, growing = EpochBorders(1000, ((1.0, 0.0), (1.4, 0.0)))(plan).features
+    middles = [int(np.argmin(np.abs(plan.steps - at))) for at in (500, 1500, 2500, 3500)]
+    np.testing.assert_allclose(equal[middles], [3.0, 2.0, 1.0, 0.0])
+    np.testing.assert_allclose(-np.diff(growing[middles]), [1.0, 1.4, 1.5])
+
+
+def test_falls_at_epoch_borders_shrink_as_the_square_root_of_the_area_of_the_epoch_that_ends() -> None:
+    plan = plan_of(Schedule.linear(1.0, 4000))
+    sudden, gradual = EpochBorders(1000, ((1.0, 0.0), (1.0, 1.0)))(plan).features
+    middles = [int(np.argmin(np.abs(plan.steps - at))) for at in (500, 1500, 2500, 3500)]
+    falls = np.sqrt(np.array([7.0, 5.0, 3.0, 1.0]) / 7.0)
+    np.testing.assert_allclose(-np.diff(sudden[middles]), falls[:3], rtol=1e-3)
+    ends = [int(np.argmin(np.abs(plan.steps - at))) for at in (1000, 2000, 3000, 4000)]
+    np.testing.assert_allclose(-np.diff(gradual[ends]), falls[1:], atol=0.03)
+    assert np.all(np.diff(gradual) <= 1e-12)
+
+
+def test_a_run_that_reads_its_data_once_has_no_borders() -> None:
+    for length in (None, 4000, 5000):
+        assert len(EpochBorders(length, ((1.0, 0.0),))(plan_of(Schedule.linear(1.0, 4000)))) == 0

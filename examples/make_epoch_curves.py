@@ -1,0 +1,194 @@
+"""Train GPTs of a million parameters for some epochs over a small text and write their loss curves.
+
+    python examples/make_epoch_curves.py runs/epoch_curves --minutes 60
+
+What many people train first: words of a vocabulary or bytes, a text read several times, losses logged every
+few steps. Beside `make_small_curves.py`, whose runs are smaller, noisier and read no text twice. Recipes are
+drawn at random, run by run, from `--first` on. Each run leaves `<run>.csv` and `<run>.val.csv` (step, lr,
+loss) and a line in `runs.jsonl`. One thread, nothing to download; needs the package `tokenizers`.
+"""
+
+import json
+import math
+import random
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated
+
+import make_small_curves as small
+import pretrain_gpt as demo
+import torch
+import typer
+from torch import Tensor, nn
+
+TOKENS = 3e6  # that a model of a million parameters reads, more or less; a larger one fewer
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything a run depends on."""
+
+    text: str
+    vocabulary: int
+    width: int
+    depth: int
+    context: int
+    batch: int
+    total_steps: int
+    epochs: float
+    warmup_steps: int
+    schedule: str
+    peak_lr: float
+    weight_decay: float
+    beta2: float
+    log_every: int
+    logs_means: bool
+    seed: int
+
+
+def draw(seed: int) -> Recipe:
+    """Draw a recipe, small enough for some minutes of one core."""
+    rng = random.Random(seed)
+    width, depth = rng.choice([(128, 4), (160, 4), (192, 4), (192, 6), (256, 3), (256, 4)])
+    vocabulary = rng.choice([256, 1024, 4096])
+    context, batch = rng.choice([(64, 16), (128, 4), (128, 8), (128, 16), (256, 4)])
+    million = (12 * depth * width**2 + vocabulary * width) / 1e6
+    steps = TOKENS * min(1.0, 1.0 / million) * rng.uniform(0.5, 2.5) / (context * batch)
+    steps = max(1000, min(8000, int(steps // 100 * 100)))
+    return Recipe(
+        text=rng.choice(["python", "python", "headers", "prose"]),
+        vocabulary=vocabulary,
+        width=width,
+        depth=depth,
+        context=context,
+        batch=batch,
+        total_steps=steps,
+        epochs=round(2 ** rng.uniform(0.0, 4.0), 2),
+        warmup_steps=int(rng.choice([20, 100, 0.03 * steps, 0.1 * steps])),
+        schedule=rng.choice(["cosine10", "cosine10", "cosine", "linear", "constant", "wsd20"]),
+        peak_lr=float(f"{3e-4 * 6 ** rng.random():.2g}"),
+        weight_decay=rng.choice([0.01, 0.1, 0.1]),
+        beta2=rng.choice([0.95, 0.99, 0.999]),
+        log_every=rng.choice([5, 10, 10, 20]),
+        logs_means=rng.random() < 0.6,
+        seed=seed,
+    )
+
+
+def tokens(texts: tuple[Tensor, Tensor], vocabulary: int) -> tuple[Tensor, Tensor]:
+    """Both texts in the tokens of a byte-pair vocabulary learned from the first; bytes for 256."""
+    if vocabulary == 256:
+        return texts
+    from tokenizers import ByteLevelBPETokenizer
+
+    words = [bytes(text.numpy()).decode("utf-8", "ignore") for text in texts]
+    tokenizer = ByteLevelBPETokenizer()
+    tokenizer.train_from_iterator(words[0][:3_000_000].splitlines(keepends=True), vocab_size=vocabulary)
+    coded = [tokenizer.encode_batch(word.splitlines(keepends=True)) for word in words]
+    return tuple(torch.tensor([i for line in lines for i in line.ids], dtype=torch.int32) for lines in coded)
+
+
+class Wider(demo.GPT):
+    """The demo's GPT with a vocabulary of its own."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        super().__init__(recipe.width, recipe.depth, recipe.width // 32)
+        self.embed = nn.Embedding(recipe.vocabulary, recipe.width)
+        nn.init.normal_(self.embed.weight, std=0.02)
+
+
+def batches(recipe: Recipe, text: Tensor) -> Iterator[Tensor]:
+    """Batches out of the part of the text that so many epochs leave, in a new order each epoch."""
+    wanted = recipe.total_steps * recipe.batch * recipe.context
+    text = text[: max(int(wanted / recipe.epochs), recipe.batch * recipe.context) + 1]
+    order = torch.Generator().manual_seed(recipe.seed)
+    while True:
+        first = int(torch.randint(recipe.context, (1,), generator=order))
+        starts = torch.arange(first, len(text) - recipe.context, recipe.context)
+        if len(starts) < recipe.batch:
+            starts = torch.arange(0, len(text) - recipe.context, recipe.context)
+        for some in starts[torch.randperm(len(starts), generator=order)].split(recipe.batch):
+            if len(some) == recipe.batch:
+                yield small.cut(text, some, recipe.context)
+
+
+def train(recipe: Recipe, text: Tensor, held_out: Tensor) -> Iterator[tuple[int, float, float, float | None]]:
+    """Train a recipe; yields step, rate, loss, and now and then a validation loss."""
+    torch.manual_seed(recipe.seed)
+    model = Wider(recipe)
+    betas, decay = (0.9, recipe.beta2), recipe.weight_decay
+    optimizer = torch.optim.AdamW(model.parameters(), betas=betas, weight_decay=decay)
+    spread = torch.linspace(0, len(held_out) - recipe.context - 1, max(8, 8192 // recipe.context)).long()
+    validation = small.cut(held_out, spread, recipe.context)
+    shape, steps = small.SHAPES[recipe.schedule], recipe.total_steps
+    for step, batch in zip(range(1, steps + 1), batches(recipe, text), strict=False):
+        after = (step - recipe.warmup_steps) / (steps - recipe.warmup_steps + 1)
+        rate = recipe.peak_lr * (step / recipe.warmup_steps if after <= 0 else shape(after))
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        loss = small.loss_of(model, batch)
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        measured = None
+        if step % (steps // 20) == 0 or step == steps:
+            with torch.no_grad():
+                measured = small.loss_of(model, validation).item()
+        yield step, rate, loss.item(), measured
+
+
+def logged(recipe: Recipe, rows: list[tuple[int, float, float]]) -> list[tuple[int, float, float]]:
+    """What the run's log tells: every few steps the mean since the last, or the loss of one batch."""
+    told, every = [], recipe.log_every
+    for end in range(every, len(rows) + 1, every):
+        step, rate, loss = rows[end - 1]
+        since = [row[2] for row in rows[end - every : end]]
+        told.append((step, rate, sum(since) / every if recipe.logs_means else loss))
+    return told
+
+
+def main(
+    out: Path,
+    minutes: Annotated[float, typer.Option(help="Start no run after so many minutes.")] = 60,
+    first: Annotated[int, typer.Option(help="Seed of the first recipe.")] = 1,
+    stride: Annotated[int, typer.Option(help="From one seed to the next.")] = 1,
+) -> None:
+    """Train recipe after recipe and write their curves to OUT."""
+    torch.set_num_threads(1)
+    out.mkdir(parents=True, exist_ok=True)
+    begun, seed = time.monotonic(), first
+    while time.monotonic() - begun < 60 * minutes:
+        recipe = draw(seed)
+        texts = tokens(small.texts(recipe.text), recipe.vocabulary)
+        name = f"{recipe.schedule}_{recipe.text}{recipe.vocabulary}_d{recipe.width}l{recipe.depth}_seed{seed}"
+        rows = list(train(recipe, *texts))
+        told = logged(recipe, [(step, rate, loss) for step, rate, loss, _ in rows])
+        small.write(out / f"{name}.csv", told)
+        validated = [(step, rate, measured) for step, rate, _, measured in rows if measured is not None]
+        small.write(out / f"{name}.val.csv", validated)
+        last = [loss for _, _, loss in told[-max(3, len(told) // 50) :]]
+        final = sum(last) / len(last)
+        line = {
+            "run": name,
+            "license": "made for this project",
+            "model": "GPT of about a million parameters, rotary positions",
+            "dataset": f"{recipe.text}, read {recipe.epochs:g} times",
+            **asdict(recipe),
+            "target": "train",
+            "final": round(final, 5),
+            "final_val": validated[-1][2],
+            "n_points": len(told),
+            "n_val": len(validated),
+            "flags": [] if math.isfinite(final) else ["diverged"],
+        }
+        with (out / "runs.jsonl").open("a") as file:
+            file.write(json.dumps(line) + "\n")
+        print(f"{time.monotonic() - begun:6.0f} s  {name}  final {final:.3f}", flush=True)
+        seed += stride
+
+
+if __name__ == "__main__":
+    typer.run(main)
