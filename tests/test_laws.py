@@ -130,6 +130,12 @@ def test_falls_at_epoch_borders_shrink_as_the_square_root_of_the_area_of_the_epo
     assert np.all(np.diff(gradual) <= 1e-12)
 
 
+def test_a_first_epoch_without_a_rate_makes_no_later_fall_boundless() -> None:
+    steps = np.arange(0, 4001)
+    plan = plan_of(Schedule.from_points(steps, np.where(steps <= 1000, 0.0, 1.0)))
+    assert EpochBorders(1000, ((1.0, 0.0), (1.0, 1.0)))(plan).features.max() <= 3.0 * 3.0
+
+
 def test_a_run_that_reads_its_data_once_has_no_borders() -> None:
     for length in (None, 4000, 5000):
         assert len(EpochBorders(length, ((1.0, 0.0),))(plan_of(Schedule.linear(1.0, 4000)))) == 0

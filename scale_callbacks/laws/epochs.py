@@ -12,10 +12,10 @@ class EpochBorders:
 
     The falls shrink from epoch to epoch (or grow, by half at most), by ρ and as the square root of the area
     a_b under the learning rate in the epoch that ends there: what is left to learn by heart goes, and so does
-    the rate to learn it with.
-    The share φ of a fall comes gradually over the epoch that follows, as its area does, the rest at the
-    border. The coefficient is the first fall. There is no published law for it; the form is what public
-    fine-tuning logs show: little change within an epoch, steps of 1% to 60% of the loss at its end.
+    the rate to learn it with. The share φ of a fall comes gradually over the epoch that follows, as its area
+    does, the rest at the border. The coefficient is the first fall. There is no published law for it; the
+    form is what public fine-tuning logs show: little change within an epoch, steps of 1% to 60% of the loss
+    at its end.
 
     Args:
         steps_per_epoch: optimizer steps an epoch, None where the data never starts again.
@@ -34,7 +34,7 @@ class EpochBorders:
         ends = length * np.arange(len(borders) + 2.0)
         area = np.interp(ends, plan.steps, plan.area)
         brought = np.diff(area)
-        size = np.sqrt(brought / max(float(brought[0]), _LEAST))
+        size = np.sqrt(np.minimum(brought / max(float(brought[0]), _LEAST), _WARMED))
         progress = np.clip((plan.area[:, None] - area[1:-1]) / np.maximum(brought[1:], _LEAST), 0.0, 1.0)
         passed = plan.steps[:, None] > borders
         sunk = np.zeros((len(members), len(plan.steps)))
@@ -47,4 +47,5 @@ class EpochBorders:
 
 _MOST = 400  # borders; beyond them the falls are too small to see
 _GROWN = 1.5  # falls over the first one, where they grow
+_WARMED = 9.0  # areas over the first epoch's, of which the warm-up takes some
 _LEAST = 1e-9  # share of the plan's area in an epoch
