@@ -1,12 +1,16 @@
 """The examples run as a newcomer runs them, only shorter."""
 
+import importlib
+import itertools
 import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 ROOT = Path(__file__).parents[1]
 
@@ -73,6 +77,7 @@ def test_demo_keeps_other_packages_quiet(demo):
 
 
 def test_text_is_split_by_file_the_same_way_each_time(monkeypatch):
+    monkeypatch.setenv("MLFLOW_LOGGING_LEVEL", "WARNING")  # the demo sets it, for good
     monkeypatch.syspath_prepend(str(ROOT / "examples"))
     import pretrain_gpt
 
@@ -84,6 +89,7 @@ def test_text_is_split_by_file_the_same_way_each_time(monkeypatch):
 
 
 def test_schedule_warms_up_stays_and_cools_down_to_almost_nothing(monkeypatch):
+    monkeypatch.setenv("MLFLOW_LOGGING_LEVEL", "WARNING")  # the demo sets it, for good
     monkeypatch.syspath_prepend(str(ROOT / "examples"))
     from pretrain_gpt import wsd
 
@@ -116,3 +122,21 @@ def test_small_curves_are_written_as_the_backtest_reads_them(tmp_path):
     (run,) = read_runs([tmp_path])
     assert run.final < 4.0
     assert len(run.steps) == run.schedule.horizon == 480
+
+
+def test_runs_of_several_epochs_read_each_window_once_an_epoch_and_log_means(monkeypatch):
+    monkeypatch.setenv("MLFLOW_LOGGING_LEVEL", "WARNING")  # the demo sets it, for good
+    monkeypatch.syspath_prepend(str(ROOT / "examples"))
+    maker = importlib.import_module("make_epoch_curves")
+    sizes = {"vocabulary": 256, "width": 32, "depth": 1, "context": 16, "batch": 4}
+    lengths = {"total_steps": 40, "epochs": 2.0, "warmup_steps": 4, "log_every": 10, "logs_means": True}
+    recipe = replace(maker.draw(1), **sizes, **lengths)
+    text = torch.randint(256, (4000,), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    epoch = itertools.islice(maker.batches(recipe, text), 19)
+    windows = [tuple(row) for batch in epoch for row in batch.tolist()]
+    assert len(set(windows)) == len(windows) == 19 * 4  # 1,281 bytes of the text
+    rows = list(maker.train(recipe, text, text[:400]))
+    told = maker.logged(recipe, [(step, rate, loss) for step, rate, loss, _ in rows])
+    assert [step for step, _, _ in told] == [10, 20, 30, 40]
+    assert told[1][2] == pytest.approx(sum(row[2] for row in rows[10:20]) / 10)
+    assert rows[-1][3] is not None
