@@ -68,3 +68,4 @@ if __name__ == "__main__":
     rank = os.environ["RANK"]
     results = both(folder, *ckpt)
     folder.joinpath(f"rank{rank}.json").write_text(json.dumps(results))
+    torch.distributed.destroy_process_group()  # else gloo's threads may outlive the interpreter

@@ -144,3 +144,4 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     out, rank = Path(sys.argv[1]), int(os.environ["RANK"])
     out.joinpath(f"rank{rank}.json").write_text(json.dumps(main(out, rank)))
+    torch.distributed.destroy_process_group()  # else gloo's threads may outlive the interpreter
