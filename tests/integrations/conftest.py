@@ -33,6 +33,16 @@ def journals(monkeypatch, tmp_path):
         mlflow.set_tracking_uri(None)
 
 
+@pytest.fixture
+def recording(monkeypatch):
+    """The Lightning callback's monitor keeps what it was told, and forecasts some 15 times a run."""
+    from tests.integrations.lightning_runs import Recording
+
+    monkeypatch.setattr("scale_callbacks.integrations.lightning.Monitor", Recording)
+    monkeypatch.setattr("scale_callbacks.due.LINEAR", 1 / 8)
+    monkeypatch.setattr("scale_callbacks.due.RATIO", 1.5)
+
+
 @pytest.fixture(scope="session")
 def store_uri(tmp_path_factory):
     """An MLflow database, made once: a new one takes some five seconds of migrations."""

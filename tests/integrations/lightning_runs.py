@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 
+from scale_callbacks import LossForecast
 from scale_callbacks.monitor import Monitor
 
 NOISE = 0.1
@@ -26,6 +27,8 @@ QUIET = [
     pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step"),
     pytest.mark.filterwarnings("ignore:.*LeafSpec"),  # torch says it to Lightning
 ]
+
+RECORDED = [*QUIET, pytest.mark.usefixtures("recording")]  # the monitor keeps what it was told
 
 torch.set_num_threads(1)
 
@@ -77,6 +80,15 @@ class Validated(Net):
         self.log("val_loss", self.loss(batch))
 
 
+class OnEpoch(Net):
+    log_as = {"name": "train_loss", "on_step": False, "on_epoch": True}  # noqa: RUF012
+
+
+class AtEpochEnd(Silent):
+    def on_train_epoch_end(self) -> None:
+        self.log("train_loss", torch.tensor(self.losses[-20:]).mean())
+
+
 class Recording(Monitor):
     """A real monitor that also keeps what it was told."""
 
@@ -85,6 +97,29 @@ class Recording(Monitor):
     def observe(self, step: int, value: float, *, extra: Any = None, span: int = 1) -> Any:
         self.__dict__.setdefault("told", []).append((step, value, span, extra))
         return super().observe(step, value, extra=extra, span=span)
+
+
+def told(callback: LossForecast) -> list[tuple[int, float, int, Any]]:
+    assert callback._watch is not None
+    monitor = callback._watch.monitor
+    assert isinstance(monitor, Recording)
+    return monitor.__dict__.get("told", [])
+
+
+def history(callback: LossForecast) -> list[Any]:
+    assert callback._watch is not None
+    return callback._watch.monitor.history
+
+
+class Stop(pl.Callback):
+    """Ends the training after a step the way a fault does."""
+
+    def __init__(self, step: int, error: BaseException | None = None) -> None:
+        self.step, self.error = step, error or RuntimeError("fault")
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *args: Any) -> None:
+        if trainer.global_step == self.step:
+            raise self.error
 
 
 def trainer(*callbacks: pl.Callback, **settings: Any) -> pl.Trainer:
