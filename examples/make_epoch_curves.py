@@ -140,16 +140,6 @@ def train(recipe: Recipe, text: Tensor, held_out: Tensor) -> Iterator[tuple[int,
         yield step, rate, loss.item(), measured
 
 
-def logged(recipe: Recipe, rows: list[tuple[int, float, float]]) -> list[tuple[int, float, float]]:
-    """What the run's log tells: every few steps the mean since the last, or the loss of one batch."""
-    told, every = [], recipe.log_every
-    for end in range(every, len(rows) + 1, every):
-        step, rate, loss = rows[end - 1]
-        since = [row[2] for row in rows[end - every : end]]
-        told.append((step, rate, sum(since) / every if recipe.logs_means else loss))
-    return told
-
-
 def main(
     out: Path,
     minutes: Annotated[float, typer.Option(help="Start no run after so many minutes.")] = 60,
@@ -165,7 +155,7 @@ def main(
         texts = tokens(small.texts(recipe.text), recipe.vocabulary)
         name = f"{recipe.schedule}_{recipe.text}{recipe.vocabulary}_d{recipe.width}l{recipe.depth}_seed{seed}"
         rows = list(train(recipe, *texts))
-        told = logged(recipe, [(step, rate, loss) for step, rate, loss, _ in rows])
+        told = small.logged([row[:3] for row in rows], recipe.log_every, means=recipe.logs_means)
         small.write(out / f"{name}.csv", told)
         validated = [(step, rate, measured) for step, rate, _, measured in rows if measured is not None]
         small.write(out / f"{name}.val.csv", validated)

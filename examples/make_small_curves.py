@@ -24,6 +24,8 @@ import torch.nn.functional as F
 import typer
 from torch import Tensor, nn
 
+Row = tuple[int, float, float]  # step, learning rate, loss
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -202,7 +204,17 @@ def train(recipe: Recipe, text: Tensor, held_out: Tensor) -> Iterator[tuple[int,
         yield step, rate, loss.item(), measured
 
 
-def write(path: Path, rows: list[tuple[int, float, float]]) -> None:
+def logged(rows: list[Row], every: int, *, means: bool) -> list[Row]:
+    """What a log tells of steps, rates and losses: every few steps the mean since the last, or one loss."""
+    told = []
+    for end in range(every, len(rows) + 1, every):
+        step, rate, loss = rows[end - 1]
+        since = [row[2] for row in rows[end - every : end]]
+        told.append((step, rate, sum(since) / every if means else loss))
+    return told
+
+
+def write(path: Path, rows: list[Row]) -> None:
     with path.open("w", newline="") as file:
         out = csv.writer(file, lineterminator="\n")
         out.writerow(["step", "lr", "loss"])

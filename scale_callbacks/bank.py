@@ -63,14 +63,16 @@ class LawBank:
 
     def __init__(self, plan: Plan, prior: Prior, steps_per_epoch: float | None = None) -> None:
         self.plan, self.prior = plan, prior
-        self.told = steps_per_epoch is not None
+        self.epochs = plan.horizon / steps_per_epoch if steps_per_epoch else 1.0
         area = PowerOfArea(prior.exponents, prior.offsets)(plan)
         steps = PowerOfSteps(prior.exponents)(plan)
         self._decays = [area, steps] if np.abs(plan.area - plan.time).max() > 1e-3 else [area]
-        forms = tuple((gamma, power) for gamma, power, _ in prior.forms)
+        several = plan.horizon > (steps_per_epoch or plan.horizon)
+        self._forms = prior.forms + (prior.late_forms if several else ())
+        self._memories = prior.memories + (prior.late_memories if several else ())
         drops = [
-            MultiPower(prior.speeds, forms, _BETA)(plan),
-            AnnealingArea(tuple(memory for memory, _ in prior.memories))(plan),
+            MultiPower(prior.speeds, tuple(form[:2] for form in self._forms), _BETA)(plan),
+            AnnealingArea(tuple(memory[:2] for memory in self._memories))(plan),
             EpochBorders(steps_per_epoch, prior.borders)(plan),
         ]
         self._drops = [shapes for shapes in drops if len(shapes)]
@@ -101,9 +103,7 @@ class LawBank:
     def _kinds(self, noise: float) -> Floats:
         """Probability of each kind of run before its curve is seen."""
         plan = self.plan
-        kinds = np.array([r.weigh(plan.horizon, noise, plan.peak) for r in self.prior.regimes])
-        if self.told:
-            kinds *= [self.prior.told if r.name == "finetuning" else 1.0 for r in self.prior.regimes]
+        kinds = np.array([r.weigh(plan.horizon, noise, plan.peak, self.epochs) for r in self.prior.regimes])
         return np.asarray(kinds / kinds.sum(), dtype=np.float64)
 
     def _kinds_given(self, found: _Found, kinds: Floats) -> dict[str, float]:
@@ -153,14 +153,16 @@ class LawBank:
             share, depths = 1.0 - self.prior.annealing, self.prior.drops
             if shapes.law == "multi_power":
                 log = -0.5 * ((np.log(shapes.parameters["speed"]) - regime.speed[0]) / regime.speed[1]) ** 2
-                log += np.log([weight for _, _, weight in self.prior.forms] * len(self.prior.speeds))
+                likely = regime.forms or (1.0,) * len(self._forms)
+                forms = [form[2] * factor for form, factor in zip(self._forms, likely, strict=False)]
+                log += np.log(forms * len(self.prior.speeds))
             elif shapes.law == "annealing":
-                log += np.log([weight for _, weight in self.prior.memories])
+                log += np.log([memory[2] for memory in self._memories])
                 share = self.prior.annealing
             elif shapes.law == "epochs":
-                share, depths, (mean, sd) = 4.0, self.prior.border_drops, self.prior.border
+                share, depths, (mean, sd) = 4.0 * regime.borders, self.prior.border_drops, self.prior.border
             else:
-                share = 0.5 if several else self.prior.plain * regime.flat
+                share = 0.5 * regime.borders if several else self.prior.plain * regime.flat
             depth = _normalised(-0.5 * ((np.log(depths) - mean) / sd) ** 2)
             parts.append((_normalised(log) + np.log(share))[:, None] + depth)
         return _normalised(np.concatenate(parts))

@@ -17,7 +17,7 @@ ABSOLUTE = 0.05  # a peak rate from here on is taken for a relative one
 _ADAM = 5e-3  # rates above it are those of other optimizers, and do not tell kinds of runs apart
 _TYPICAL, _LENGTHS = 20_000.0, (1e3, 4e5)  # optimizer steps of a plan, and the range its length is heeded in
 # Kinds whose widths the table for language models leaves alone.
-_APART = ("other", "finetuning", "vision_speech", "young")
+_APART = ("other", "finetuning", "vision_speech", "young", "classifiers", "many_epochs")
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,10 @@ class Regime:
         tilt: by how much the mean log slope changes with the log of the plan's length: the excess over the
             loss that cannot be reduced falls as a power of the steps, so that longer plans end flatter.
         flat: factor on the weight of having no drop at all, in runs that read their data once.
+        told: factor on the weight where several epochs are told.
+        epochs: mean and sd of log(planned epochs).
+        borders: factor on the weights of falls at epoch borders, and of none, in runs of several epochs.
+        forms: factors on the weights of the prior's forms; empty where they are as for everyone.
     """
 
     name: str
@@ -56,21 +60,27 @@ class Regime:
     widening: Pair = (1.0, 1.0)
     tilt: float = 0.0
     flat: float = 1.0
+    told: float = 1.0
+    epochs: Pair = (1.0, 1.2)
+    borders: float = 1.0
+    forms: tuple[float, ...] = ()
 
     def slope_for(self, horizon: float) -> Pair:
         """Mean and sd of the log slope for a plan of so many steps."""
         length = min(max(horizon, _LENGTHS[0]), _LENGTHS[1])
         return self.slope[0] + self.tilt * math.log(length / _TYPICAL), self.slope[1]
 
-    def weigh(self, horizon: float, noise: float, peak: float) -> float:
+    def weigh(self, horizon: float, noise: float, peak: float, epochs: float = 1.0) -> float:
         """Probability of the kind, up to a factor, for a plan's length, a curve's noise and the peak rate.
 
-        Each says little, so none may count against a kind by more than a factor of e^4.
+        Each says little, so none may count against a kind by more than a factor of e^4; the epochs, which
+        are known exactly, by more than e^8.
 
         Args:
             horizon: planned steps.
             noise: sd of one observation over the loss.
             peak: highest learning rate; nothing is made of one that is relative or of another optimizer.
+            epochs: planned, where several are told; else 1.
         """
         weight = self.weight
         told = [(horizon, self.horizon), (max(noise, 1e-6), self.noise)]
@@ -78,6 +88,9 @@ class Regime:
             told.append((peak, self.rate))
         for value, (mean, sd) in told:
             weight *= math.exp(-min(0.5 * ((math.log(value) - mean) / sd) ** 2, 4.0)) / sd
+        if epochs > 1.0:
+            mean, sd = self.epochs
+            weight *= self.told * math.exp(-min(0.5 * ((math.log(epochs) - mean) / sd) ** 2, 8.0)) / sd
         return weight
 
     def widened(self, seen: float) -> float:
@@ -102,14 +115,15 @@ class Prior:
         drop_width: relative sd within a grid cell of `drops`.
         speeds: grid of multi-power's C.
         forms: (γ, κ, weight) of the multi-power members.
-        memories: (share of the horizon, weight) of the annealing law's members.
+        memories: (share of the horizon, κ, weight) of the annealing law's members.
+        late_forms: further forms where several epochs are told: a high rate costs no more than a tenth of it.
+        late_memories: further memories there.
         plain: weight of having no drop at all.
         annealing: weight of the annealing law's members beside multi-power's.
         borders: (ρ, φ) of the epoch-border members.
         border_drops: grid of the fall at the first border over the loss, as long as `drops`.
         border_width: relative sd within a grid cell of `border_drops`.
         border: mean and sd of log(fall at the first border).
-        told: factor on the weight of regimes named "finetuning" when the length of an epoch is told.
         peak: exponent of the absolute peak rate in the depth of cooldowns.
         steps: weight of the power law in steps beside that in area.
         regimes: kinds of runs.
@@ -136,14 +150,15 @@ class Prior:
     drop_width: float
     speeds: tuple[float, ...]
     forms: tuple[tuple[float, float, float], ...]
-    memories: tuple[Pair, ...]
+    memories: tuple[tuple[float, float, float], ...]
+    late_forms: tuple[tuple[float, float, float], ...]
+    late_memories: tuple[tuple[float, float, float], ...]
     plain: float
     annealing: float
     borders: tuple[Pair, ...]
     border_drops: tuple[float, ...]
     border_width: float
     border: Pair
-    told: float
     peak: float
     steps: float
     regimes: tuple[Regime, ...]

@@ -9,6 +9,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -136,7 +137,49 @@ def test_runs_of_several_epochs_read_each_window_once_an_epoch_and_log_means(mon
     windows = [tuple(row) for batch in epoch for row in batch.tolist()]
     assert len(set(windows)) == len(windows) == 19 * 4  # 1,281 bytes of the text
     rows = list(maker.train(recipe, text, text[:400]))
-    told = maker.logged(recipe, [(step, rate, loss) for step, rate, loss, _ in rows])
+    told = maker.small.logged([row[:3] for row in rows], recipe.log_every, means=recipe.logs_means)
     assert [step for step, _, _ in told] == [10, 20, 30, 40]
     assert told[1][2] == pytest.approx(sum(row[2] for row in rows[10:20]) / 10)
     assert rows[-1][3] is not None
+
+
+@pytest.mark.parametrize("model", ["resnet", "vit", "mlp"])
+def test_picture_curves_are_written_as_the_backtest_reads_them(model, tmp_path, monkeypatch):
+    from scale_callbacks.runs import read_runs
+
+    monkeypatch.setenv("MLFLOW_LOGGING_LEVEL", "WARNING")
+    monkeypatch.syspath_prepend(str(ROOT / "examples"))
+    maker = importlib.import_module("make_image_curves")
+    dice = np.random.default_rng(0)
+    parts = {}
+    for part, count in (("train", 120), ("test", 20)):
+        parts[f"y_{part}"] = dice.integers(0, 10, count, dtype=np.uint8)
+        parts[f"x_{part}"] = dice.integers(0, 256, (count, 28, 28), dtype=np.uint8)
+    np.savez(tmp_path / "pictures.npz", **parts)
+    sizes = {"model": model, "width": 16, "depth": 1, "pictures": 100, "batch": 8}
+    lengths = {"total_steps": 40, "epochs": 3.33, "log_every": 4, "optimizer": "adamw", "warmup_steps": 0}
+    recipe = replace(maker.draw(1), **sizes, **lengths, augment="mix", schedule="thirds", peak_lr=0.01)
+    monkeypatch.setattr(maker, "draw", lambda seed: recipe)
+    maker.main(tmp_path / "pictures.npz", tmp_path / "runs", minutes=1e-4)
+    (run,) = read_runs([tmp_path / "runs"])
+    assert not run.language_model
+    assert run.steps_per_epoch == pytest.approx(12, rel=0.01)
+    assert run.steps.tolist() == list(range(4, 41, 4))
+    assert run.schedule.lr([8, 20, 40]).tolist() == pytest.approx([1e-2, 1e-3, 1e-4], rel=1e-3)
+    assert run.losses[-1] < run.losses[0]
+
+
+def test_an_epoch_of_pictures_shows_each_once_and_mixes_labels(monkeypatch):
+    monkeypatch.setenv("MLFLOW_LOGGING_LEVEL", "WARNING")
+    monkeypatch.syspath_prepend(str(ROOT / "examples"))
+    maker = importlib.import_module("make_image_curves")
+    pictures = torch.arange(96.0).reshape(-1, 1, 1, 1).expand(-1, 1, 28, 28) / 96
+    labels = torch.arange(96) % 10
+    recipe = replace(maker.draw(1), pictures=96, batch=32, augment="none")
+    epoch = list(itertools.islice(maker.batches(recipe, pictures, labels), 3))
+    assert sorted(float(it[0, 0, 0]) for batch, _ in epoch for it in batch) == pictures[:, 0, 0, 0].tolist()
+    _, truth = next(maker.batches(replace(recipe, augment="mix"), pictures, labels))
+    torch.testing.assert_close(truth.sum(dim=1), torch.ones(32))
+    assert (truth.max(dim=1).values < 1).any()
+    cut = maker.augmented(torch.ones(2, 1, 28, 28), "cut", torch.Generator().manual_seed(0))
+    assert 100 <= int((cut[0] == 0).sum()) <= 100 + 28 * 28 - 22 * 22

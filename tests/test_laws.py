@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from scale_callbacks.laws.annealing import AnnealingArea, stirred
-from scale_callbacks.laws.base import Term, plan_of
+from scale_callbacks.laws.base import Term, cost, plan_of
 from scale_callbacks.laws.epochs import EpochBorders
 from scale_callbacks.laws.multi_power import MultiPower
 from scale_callbacks.laws.power import PowerOfArea, PowerOfSteps, decay
@@ -13,7 +13,7 @@ from scale_callbacks.schedule import Schedule
 TERMS: dict[str, Term] = {
     "area": PowerOfArea((-0.2, 0.0, 0.3, 1.0), (-0.015, 0.0, 0.012)),
     "steps": PowerOfSteps((0.0, 0.5)),
-    "annealing": AnnealingArea((0.01, 0.1)),
+    "annealing": AnnealingArea(((0.01, 1.0), (0.1, 0.1))),
     "multi_power": MultiPower((50.0, 2000.0), ((0.3, 1.0), (0.5, 0.4)), 0.6),
     "epochs": EpochBorders(None, ((1.0, 0.0),)),
 }
@@ -72,9 +72,19 @@ def test_the_annealing_drop_is_the_annealing_area_of_the_paper() -> None:
     schedule = PLANS["wsd"]
     plan = plan_of(schedule)
     memory = 1000 / schedule.horizon
-    feature = AnnealingArea((memory,))(plan).features[0]
+    feature = AnnealingArea(((memory, 1.0),))(plan).features[0]
     exact = np.asarray(schedule.annealing_area(plan.steps, decay=0.999)) / schedule.peak * 1e-3
     np.testing.assert_allclose(feature, exact[-1] - exact, atol=0.01)
+
+
+def test_what_a_high_rate_costs_may_saturate() -> None:
+    rates = np.array([0.0, 0.01, 0.1, 1.0])
+    np.testing.assert_allclose(cost(rates, 1.0), rates)
+    np.testing.assert_allclose(cost(rates, 0.1), [0.0, 0.0917, 0.5263, 1.0], atol=1e-4)
+    plan = plan_of(PLANS["steps"])  # the rate falls to a tenth twice
+    equal, saturating = AnnealingArea(((1e-3, 1.0), (1e-3, 0.1)))(plan).features
+    shares = [np.interp([450, 899], plan.steps, it) / it[0] for it in (equal, saturating)]
+    np.testing.assert_allclose(shares, [[0.09, 0.0], [0.48, 0.0]], atol=0.02)
 
 
 def test_the_multi_power_drop_is_the_sum_of_the_paper() -> None:

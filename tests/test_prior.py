@@ -24,6 +24,7 @@ def test_every_constant_of_a_prior_makes_sense(name: str) -> None:
     assert len(prior.wander) == len(prior.wander_weights)
     assert all(regime.weight > 0 and abs(regime.tie) < 1 for regime in prior.regimes)
     assert all(sd > 0 for regime in prior.regimes for _, sd in (regime.exponent, regime.slope, regime.drop))
+    assert all(len(r.forms) in (0, len(prior.forms) + len(prior.late_forms)) for r in prior.regimes)
 
 
 def test_kinds_of_runs_are_told_by_length_and_noise_but_never_ruled_out() -> None:
@@ -42,6 +43,18 @@ def test_a_low_peak_rate_speaks_for_finetuning_where_it_is_absolute() -> None:
 
     assert odds(5e-5) > 5 * odds(1.0) > 25 * odds(1e-3)
     assert odds(1.0) == odds(0.02) == odds(0.0)  # relative, another optimizer's, unknown
+
+
+def test_many_epochs_speak_for_pictures_and_none_told_for_text() -> None:
+    regimes = {regime.name: regime for regime in load_prior().regimes}
+
+    def likeliest(epochs: float, noise: float, peak: float = 1e-3) -> str:
+        return max(regimes, key=lambda name: regimes[name].weigh(20_000, noise, peak, epochs))
+
+    assert likeliest(100, 0.005) == likeliest(300, 0.01) == "classifiers"
+    assert likeliest(60, 0.15) == "many_epochs"
+    assert likeliest(3, 0.05, peak=2e-5) == "finetuning"
+    assert likeliest(1, 0.005) == "pretraining"
 
 
 def test_widening_runs_between_its_table_entries() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from scale_callbacks.laws.base import Floats, Plan, Shapes, to_come
+from scale_callbacks.laws.base import Floats, Plan, Shapes, cost, to_come
 
 
 class AnnealingArea:
@@ -15,19 +15,23 @@ class AnnealingArea:
     Source: L = L0 + A·S1^-α − C·S2, Tissue et al. 2024, arXiv 2408.11029, equation 1.
 
     Args:
-        memories: 1/(1 − λ) as shares of the horizon.
+        members: pairs of 1/(1 − λ), as a share of the horizon, and κ: 1 is the paper's, below it what a high
+            rate costs saturates as in `base.cost`.
     """
 
-    def __init__(self, memories: tuple[float, ...]) -> None:
-        self.memories = memories
+    def __init__(self, members: tuple[tuple[float, float], ...]) -> None:
+        self.members = members
 
     def __call__(self, plan: Plan) -> Shapes:
         """Tabulate the members over a plan; none where the rate never changes after the warm-up."""
         before, after, _, _, start = plan.falls.T
-        memories = np.array(self.memories if len(before) else (), dtype=np.float64)
-        age = np.maximum(plan.time[None, :, None] - start, 0.0)
-        sunk = -np.expm1(-age / memories[:, None, None]) @ (before - after)
-        return Shapes("annealing", to_come(sunk), {"speed": 1.0 / memories})
+        members = self.members if len(before) else ()
+        memories, slopes = np.array(members, dtype=np.float64).reshape(-1, 2).T
+        age = np.maximum(plan.time[:, None] - start, 0.0)
+        sunk = np.zeros((len(members), len(plan.time)))
+        for row, (memory, slope) in zip(sunk, members, strict=True):
+            row[:] = -np.expm1(-age / memory) @ (cost(before, slope) - cost(after, slope))
+        return Shapes("annealing", to_come(sunk), {"speed": 1.0 / memories, "slope": slopes})
 
 
 def stirred(plan: Plan, memory: float) -> Floats:

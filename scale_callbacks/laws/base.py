@@ -110,6 +110,16 @@ def to_come(lowered: Floats) -> Floats:
     return np.asarray(lowered[:, -1:] - lowered, dtype=np.float64)
 
 
+def cost(rate: Floats, slope: float) -> Floats:
+    """What a rate costs: η / (κ + (1 − κ)·η), of slope κ at the peak and 1/κ at zero.
+
+    Args:
+        rate: η, over its peak.
+        slope: κ in (0, 1]; 1 is a cost in proportion to the rate.
+    """
+    return np.asarray(rate / (slope + (1.0 - slope) * rate), dtype=np.float64)
+
+
 def _falls(steps: Floats, rate: Floats, area: Floats, start: float) -> Floats:
     """Gather the changes of the rate after the warm-up into at most about `EVENTS` pieces."""
     change = np.abs(np.diff(rate))

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 
-from scale_callbacks.laws.base import Floats, Plan, Shapes, to_come
+from scale_callbacks.laws.base import Plan, Shapes, cost, to_come
 
 
 class MultiPower:
     """Members LD = Σk (f(η(k−1)) − f(η(k)))·(1 − (1 + C·ηk^-γ·Sk)^-β).
 
-    ηk is the rate over its peak, Sk the area since the fall over the plan's total. f(η) = η / (κ + (1 − κ)·η)
-    has slope κ at the peak and 1/κ at zero: κ = 1 is the paper's, below it what a high rate costs saturates.
+    ηk is the rate over its peak, Sk the area since the fall over the plan's total, f the cost of a rate
+    (`base.cost`): κ = 1 is the paper's, below it what a high rate costs saturates.
 
     Source: Luo et al. 2025, arXiv 2503.12811, equation 2.
 
@@ -36,11 +36,6 @@ class MultiPower:
         drop = np.zeros((len(members), len(plan.area)))
         for row, (speed, gamma, slope) in zip(drop, members, strict=True):
             paid = 1.0 - (1.0 + speed * since * level**-gamma) ** -self.exponent
-            row[:] = paid @ (_cost(before, slope) - _cost(after, slope))
+            row[:] = paid @ (cost(before, slope) - cost(after, slope))
         speeds, gammas, slopes = np.array(members, dtype=np.float64).reshape(-1, 3).T
         return Shapes("multi_power", to_come(drop), {"speed": speeds, "gamma": gammas, "slope": slopes})
-
-
-def _cost(rate: Floats, slope: float) -> Floats:
-    """What a rate costs: f of the class above."""
-    return np.asarray(rate / (slope + (1.0 - slope) * rate), dtype=np.float64)
