@@ -58,7 +58,7 @@ class LawBank:
     Args:
         plan: the whole plan in scale-free units.
         prior: grids and population prior.
-        steps_per_epoch: optimizer steps an epoch of a fine-tuning run takes.
+        steps_per_epoch: optimizer steps after which the data start again; None where they never do.
     """
 
     def __init__(self, plan: Plan, prior: Prior, steps_per_epoch: float | None = None) -> None:

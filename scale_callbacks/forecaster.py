@@ -37,7 +37,8 @@ class LossForecaster:
         level: probability that the interval is to hold the final loss with.
         references: earlier runs of the same set-up, whose laws become the prior of this one.
         prior: population prior: a `Prior`, or the name of one that comes with the package.
-        steps_per_epoch: optimizer steps after which a fine-tuning run starts its data again.
+        steps_per_epoch: optimizer steps after which the run starts its data again. How often it does tells
+            fine-tuning, and models of pictures or speech, from language models that read their data once.
 
     Raises:
         ValueError: level outside (0, 1), steps_per_epoch not positive.

@@ -43,6 +43,7 @@ from scale_callbacks.runs import Run, read_runs
 
 Floats = NDArray[np.float64]
 
+SEEN_AND_FRESH = ("epochs", "images", "vision")  # bundles whose kinds are set by hand, "fresh" ones apart
 MOST = 8  # runs of a source used for choosing knobs: the others are near copies
 
 
@@ -267,10 +268,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         fine = [Case.of(run) for run in read_runs([given.finetune]) if run.scored]
         print("fine-tuning runs, leaving the repository out", table(fine_validated(fine, prior)), sep="\n")
         prior = fine_calibrated(prior, told_by(fine, prior))
-    several = read_runs([given.folder / "epochs.npz"])
-    for name, fresh in (("set on", False), ("not set on", True)):
-        chosen = [Case.of(run) for run in several if ("fresh" in run.flags) is fresh]
-        print(f"runs of several epochs that the prior was {name}", table(told_by(chosen, prior)), sep="\n")
+    for bundle in SEEN_AND_FRESH:
+        several = read_runs([given.folder / f"{bundle}.npz"])
+        for name, fresh in (("set on", False), ("not set on", True)):
+            chosen = [Case.of(run) for run in several if ("fresh" in run.flags) is fresh]
+            print(f"{bundle} that the prior was {name}", table(told_by(chosen, prior)), sep="\n")
     if given.out:
         digest = hashlib.sha256()
         for name in ("loss", "small"):

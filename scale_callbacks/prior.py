@@ -15,6 +15,7 @@ Pair = tuple[float, float]
 
 ABSOLUTE = 0.05  # a peak rate from here on is taken for a relative one
 _ADAM = 5e-3  # rates above it are those of other optimizers, and do not tell kinds of runs apart
+_SGD = 0.6  # but from ABSOLUTE to here SGD's, which no language model is trained with; relative ones are 1
 _TYPICAL, _LENGTHS = 20_000.0, (1e3, 4e5)  # optimizer steps of a plan, and the range its length is heeded in
 # Kinds whose widths the table for language models leaves alone.
 _APART = ("other", "finetuning", "vision_speech", "young", "classifiers", "many_epochs")
@@ -41,6 +42,7 @@ class Regime:
         tilt: by how much the mean log slope changes with the log of the plan's length: the excess over the
             loss that cannot be reduced falls as a power of the steps, so that longer plans end flatter.
         flat: factor on the weight of having no drop at all, in runs that read their data once.
+        sgd: factor on the weight where the peak rate is one of SGD.
         told: factor on the weight where several epochs are told.
         epochs: mean and sd of log(planned epochs).
         borders: factor on the weights of falls at epoch borders, and of none, in runs of several epochs.
@@ -60,6 +62,7 @@ class Regime:
     widening: Pair = (1.0, 1.0)
     tilt: float = 0.0
     flat: float = 1.0
+    sgd: float = 1.0
     told: float = 1.0
     epochs: Pair = (1.0, 1.2)
     borders: float = 1.0
@@ -79,10 +82,10 @@ class Regime:
         Args:
             horizon: planned steps.
             noise: sd of one observation over the loss.
-            peak: highest learning rate; nothing is made of one that is relative or of another optimizer.
+            peak: highest learning rate; nothing is made of one that may be relative.
             epochs: planned, where several are told; else 1.
         """
-        weight = self.weight
+        weight = self.weight * (self.sgd if ABSOLUTE <= peak <= _SGD else 1.0)
         told = [(horizon, self.horizon), (max(noise, 1e-6), self.noise)]
         if 0.0 < peak < _ADAM:
             told.append((peak, self.rate))
@@ -116,7 +119,7 @@ class Prior:
         speeds: grid of multi-power's C.
         forms: (γ, κ, weight) of the multi-power members.
         memories: (share of the horizon, κ, weight) of the annealing law's members.
-        late_forms: further forms where several epochs are told: a high rate costs no more than a tenth of it.
+        late_forms: further forms where several epochs are told: what is left to gain comes late, at low rates.
         late_memories: further memories there.
         plain: weight of having no drop at all.
         annealing: weight of the annealing law's members beside multi-power's.

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from scale_callbacks import Schedule
+from scale_callbacks import LossForecaster, Schedule
 from scale_callbacks.backtest import Row, replay, replay_all, score, score_all
 from scale_callbacks.cli import app
 from scale_callbacks.peers import PEERS
@@ -15,7 +15,7 @@ CURVES = Path(__file__).parent / "data" / "curves"
 
 
 def public():
-    bundles = [CURVES / f"{name}.npz" for name in ("loss", "small", "finetune")]
+    bundles = [CURVES / f"{name}.npz" for name in ("loss", "small", "finetune", "images", "vision")]
     return [run for run in read_runs(bundles) if run.scored]
 
 
@@ -34,6 +34,32 @@ def test_every_public_run_gets_finite_forecasts_inside_their_intervals(run):
     for row in rows:
         assert np.isfinite([row.value, row.low, row.high]).all()
         assert 0.0 < row.low < row.value < row.high
+
+
+def test_intervals_hold_the_ends_of_pictures_read_many_times():
+    # A guard against regressions: most of these runs were in view when their kinds were set.
+    runs = [run for run in read_runs([CURVES / "images.npz", CURVES / "vision.npz"]) if run.steps_per_epoch]
+    assert len(runs) > 30
+    rows = [row for run in runs for row in replay(run, peers=(), over_time=False).rows]
+    for early in (True, False):
+        held = [row.low <= row.final <= row.high for row in rows if (row.share < 0.4) is early]
+        assert np.mean(held) > 0.8
+
+
+def test_a_second_fall_of_the_rate_to_a_tenth_may_bring_as_much_as_the_first():
+    # As in image classifiers: each fall to a tenth takes about as large a share of the loss.
+    schedule = Schedule.multi_step(0.1, 30_000, milestones=[10_000, 20_000], gamma=0.1)
+    steps = np.arange(150.0, 30_001.0, 300.0)
+    cost = np.zeros(len(steps))
+    for milestone, before, after in ((10_000, 1.0, 0.526), (20_000, 0.526, 0.092)):
+        cost += (after - before) * -np.expm1(-np.maximum(steps - milestone, 0.0) / 450.0)
+    noise = 0.003 * np.random.default_rng(0).normal(size=len(steps))
+    losses = np.exp(1.0 + cost + 0.5 * (steps / 300.0) ** -0.5 + noise)
+    forecaster = LossForecaster(schedule, steps_per_epoch=300.0)
+    forecaster.observe(steps[:60], losses[:60])  # the second fall is still to come
+    forecast = forecaster.forecast()
+    assert losses[59] > 1.5 * losses[-1]
+    assert forecast.low < losses[-1] < forecast.high
 
 
 @pytest.mark.slow
