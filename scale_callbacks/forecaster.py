@@ -26,6 +26,7 @@ Floats = NDArray[np.float64]
 FEWEST = 8  # observations before a forecast is made
 _SIDES = np.array([-1.0, 1.0])  # low and high
 _EVENLY = np.linspace(0.0, 1.0, 32)  # points of the path
+_STEEPEST = 300.0  # log of what a loss may rise to over the forecast: a float's own limit is 709
 _MOST_NOISE = 1e50  # over the loss: its square, and what that is multiplied by, stay finite
 
 
@@ -130,7 +131,7 @@ class LossForecaster:
         points = _path_steps(float(bins.steps[0]), horizon)
         outlook = bank.predict(evidence, points, self._lessons(bank))
         end, noise = self._ended(outlook.end, units), self._last_noise(evidence.noise)
-        edges = self._edges(outlook, end, noise, bank.plan)
+        edges = self._edges(outlook, end, noise, bank.plan, ratio=units.ratio)
         path = _over_observed(units.outward(edges), points, bins, float(evidence.steps[0]))
         return self._told(points, path, outlook)
 
@@ -176,6 +177,8 @@ class LossForecaster:
         used = usable(bins or curve.bins(), horizon, warmup, self.prior.skip, curve.noise)
         units = Units.of(used, ratio=self._several_epochs)
         noise = min(quieter(used, curve.noise) / units.scale, _MOST_NOISE)
+        if units.ratio:
+            noise = math.sqrt(math.log1p(noise**2))  # of the log, were it normal
         variance = noise**2 / used.count + self.prior.floor**2
         spacing = (float(curve.last_step or 0) - float(curve.first_step or 0)) / max(curve.n - 1, 1)
         return Evidence(used.steps, units.inward(used.robust), variance, noise, spacing), units
@@ -214,17 +217,20 @@ class LossForecaster:
             variance = (1.0 - share) ** 2 * variance
         return Mixture(mixture.weights, mean, variance + (0.1 * self.prior.floor) ** 2)
 
-    def _edges(self, outlook: Outlook, end: Mixture, noise: float, plan: Plan) -> Floats:
+    def _edges(self, outlook: Outlook, end: Mixture, noise: float, plan: Plan, *, ratio: bool) -> Floats:
         """(value, low and high; points): the mixture's quantiles at the end, their shape before it.
 
         What is widened is what the laws do not know; the noise of the last losses is known, and added after.
+        Above a forecast the loss itself is widened, not its log: no loss ends a hundred times higher.
         """
         tail = 0.5 * (1.0 - self.level)
         edges = quantiles(end.weights, end.mean, np.sqrt(end.variance), (0.5, tail, 1.0 - tail))
         seen = float(self.curve.last_step or 0) / self.horizon
         factor = self.prior.widening(seen, plan.fall_to_come(seen), outlook.kinds)
-        about = self._half * noise
-        edges[1:] = edges[0] + _SIDES * np.hypot(factor * (edges[1:] - edges[0]), about)
+        below, above = factor * np.abs(edges[1:] - edges[0])
+        if ratio:
+            above = math.log1p(factor * math.expm1(min(above / factor, _STEEPEST)))
+        edges[1:] = edges[0] + _SIDES * np.hypot((below, above), self._half * noise)
         before = outlook.spread / max(float(outlook.spread[-1]), 1e-12)
         path = outlook.path + (edges[:, None] - outlook.path[-1]) * before
         return np.concatenate((path[:, :-2], path[:, -1:]), axis=1)

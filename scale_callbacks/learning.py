@@ -272,7 +272,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         several = read_runs([given.folder / f"{bundle}.npz"])
         for name, fresh in (("set on", False), ("not set on", True)):
             chosen = [Case.of(run) for run in several if ("fresh" in run.flags) is fresh]
-            print(f"{bundle} that the prior was {name}", table(told_by(chosen, prior)), sep="\n")
+            if chosen:
+                print(f"{bundle} that the prior was {name}", table(told_by(chosen, prior)), sep="\n")
     if given.out:
         digest = hashlib.sha256()
         for name in ("loss", "small"):

@@ -1,5 +1,6 @@
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -321,7 +322,7 @@ def test_a_higher_peak_rate_promises_a_deeper_cooldown_and_a_relative_one_nothin
     plans = [Schedule.wsd(peak, T, warmup=50, cooldown=400) for peak in (2e-4, 1e-3, 4e-3)]
     values = [fed(0.6, schedule=plan).forecast().value for plan in plans]
     assert values[0] > 1.01 * values[1] > 1.02 * values[2]
-    relative = [Schedule.wsd(peak, T, warmup=50, cooldown=400) for peak in (0.1, 1.0)]
+    relative = [Schedule.wsd(peak, T, warmup=50, cooldown=400) for peak in (1.0, 3.0)]
     first, second = (fed(0.6, schedule=plan).forecast().value for plan in relative)
     assert first == pytest.approx(second, rel=1e-9)
 
@@ -344,3 +345,22 @@ def test_a_run_whose_loss_falls_with_the_rate_alone_is_doubted_early_and_found_l
     assert told[0.2].high - told[0.2].low > 0.2 * truth
     assert told[0.7].value == pytest.approx(truth, rel=0.08)
     assert told[0.7].low < truth < told[0.7].high
+
+
+def test_above_a_forecast_it_is_the_loss_that_is_widened_and_not_its_log() -> None:
+    population = load_prior("population")
+    apart = []
+    for factor in (1.0, 5.0):
+        kinds = [replace(kind, widening=(factor, factor)) for kind in population.regimes]
+        prior = population.with_(regimes=tuple(kinds), calibration=((0.5, 1.0, 1.0),))
+        steps = np.arange(20, 500, 20.0)
+        forecaster = LossForecaster(WSD, prior=prior, steps_per_epoch=10.0)
+        forecaster.observe(steps, 0.2 + 3.0 * steps**-0.3)
+        told = forecaster.forecast()
+        assert told is not None
+        apart.append((told.value, np.log(told.value / told.low), told.high - told.value))
+    (value, below, above), (same, far_below, far_above) = apart
+    assert value == same
+    assert above > 0.05 * value
+    assert far_above == pytest.approx(5.0 * above, rel=0.02)
+    assert far_below == pytest.approx(5.0 * below, rel=0.02)
