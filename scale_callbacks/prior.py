@@ -119,7 +119,7 @@ class Prior:
         speeds: grid of multi-power's C.
         forms: (γ, κ, weight) of the multi-power members.
         memories: (share of the horizon, κ, weight) of the annealing law's members.
-        late_forms: further forms where several epochs are told: what is left to gain comes late, at low rates.
+        late_forms: further forms where several epochs are told: gains that come late, at low rates.
         late_memories: further memories there.
         plain: weight of having no drop at all.
         annealing: weight of the annealing law's members beside multi-power's.
