@@ -183,3 +183,17 @@ def test_an_epoch_of_pictures_shows_each_once_and_mixes_labels(monkeypatch):
     assert (truth.max(dim=1).values < 1).any()
     cut = maker.augmented(torch.ones(2, 1, 28, 28), "cut", torch.Generator().manual_seed(0))
     assert 100 <= int((cut[0] == 0).sum()) <= 100 + 28 * 28 - 22 * 22
+
+
+def test_classifying_digits_holds_its_end_from_early_on(tmp_path):
+    command = [sys.executable, "examples/classify_digits.py", "--epochs", "20", "--out", str(tmp_path)]
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    text = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=True).stdout
+    assert "1,797 digits, read 20 times: 580 steps." in text
+    final = float(re.search(r"It became (\d\.\d+)", text)[1])
+    rows = re.findall(r"(\d0)% │ +\d+ │ +(\d\.\d+) │ (\d\.\d+) to (\d\.\d+) │ +\S+% │ +(yes|no)", text)
+    assert [row[0] for row in rows] == [str(percent) for percent in range(10, 100, 10)]
+    assert all((float(low) <= final <= float(high)) == (held == "yes") for *_, low, high, held in rows)
+    assert sum(row[-1] == "yes" for row in rows) >= 7
+    assert final < 1.5  # 2.3 is a guess
+    assert (tmp_path / "forecast.png").read_bytes().startswith(b"\x89PNG")
