@@ -22,6 +22,7 @@ from scale_callbacks.laws.annealing import AnnealingArea, stirred
 from scale_callbacks.laws.base import Floats, Plan, Shapes
 from scale_callbacks.laws.epochs import EpochBorders
 from scale_callbacks.laws.multi_power import MultiPower
+from scale_callbacks.laws.overfitting import Overfitting
 from scale_callbacks.laws.power import PowerOfArea, PowerOfSteps
 from scale_callbacks.mixture import Mixture, Outlook, gathered
 from scale_callbacks.prior import ABSOLUTE, Prior, Regime
@@ -74,6 +75,7 @@ class LawBank:
             MultiPower(prior.speeds, tuple(form[:2] for form in self._forms), _BETA)(plan),
             AnnealingArea(tuple(memory[:2] for memory in self._memories))(plan),
             EpochBorders(steps_per_epoch, prior.borders)(plan),
+            Overfitting(steps_per_epoch, prior.onsets)(plan),
         ]
         self._drops = [shapes for shapes in drops if len(shapes)]
         none = Shapes("power", np.zeros((1, len(plan.steps))), {})
@@ -85,7 +87,7 @@ class LawBank:
         self._shape = (len(self.drop), len(prior.drops), len(self.decay), len(prior.slopes))
         self._wander, self._walk_weights = np.square(prior.wander), np.log(prior.wander_weights)
         self._laws = self.law_of_drop()
-        borders = np.array([law == "epochs" for law in self._laws])[:, None]
+        borders = np.array([law in ("epochs", "overfitting") for law in self._laws])[:, None]
         falls = np.where(borders, prior.border_drops, prior.drops)
         widths = np.where(borders, prior.border_width, prior.drop_width)
         self.grid = Grid(self.slopes, prior.slope_width, falls, widths)
@@ -161,6 +163,8 @@ class LawBank:
                 share = self.prior.annealing
             elif shapes.law == "epochs":
                 share, depths, (mean, sd) = 4.0 * regime.borders, self.prior.border_drops, self.prior.border
+            elif shapes.law == "overfitting":
+                share, depths, (mean, sd) = self.prior.overfitting, self.prior.border_drops, self.prior.border
             else:
                 share = 0.5 * regime.borders if several else self.prior.plain * regime.flat
             depth = _normalised(-0.5 * ((np.log(depths) - mean) / sd) ** 2)
@@ -175,6 +179,10 @@ class LawBank:
         every = np.arange(self.decay.shape[0] * len(self.slopes))
         logs = [told.evidence(np.full(len(every), i), every) + self._walk_weights[i] for i in likely]
         log = np.logaddexp.reduce(logs, axis=0).reshape(*self._shape)
+        rising = np.array([law == "overfitting" for law in self._laws])
+        log[rising] = log[~rising].max(
+            axis=(0, 1)
+        )  # a train loss does not tell whether a validation loss rises
         return Lesson(self._keys(self._decays), self._keys(self._drops), log - log.max())
 
     def taught(self, lesson: Lesson) -> Floats:
@@ -249,7 +257,7 @@ class LawBank:
 
     def _law_weights(self, found: _Found) -> dict[str, float]:
         by_drop = np.bincount(found.indices[2], found.weights, len(self.drop))
-        laws = dict.fromkeys(("power", "annealing", "multi_power", "epochs"), 0.0)
+        laws = dict.fromkeys(("power", "annealing", "multi_power", "epochs", "overfitting"), 0.0)
         for law, weight in zip(self._laws, by_drop.tolist(), strict=True):
             laws[law] += weight
         return laws

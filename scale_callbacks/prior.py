@@ -127,6 +127,8 @@ class Prior:
         border_drops: grid of the fall at the first border over the loss, as long as `drops`.
         border_width: relative sd within a grid cell of `border_drops`.
         border: mean and sd of log(fall at the first border).
+        onsets: shares of the plan at which an overfitting member's rise sets in.
+        overfitting: weight of those members, in runs of several epochs.
         peak: exponent of the absolute peak rate in the depth of cooldowns.
         steps: weight of the power law in steps beside that in area.
         regimes: kinds of runs.
@@ -162,6 +164,8 @@ class Prior:
     border_drops: tuple[float, ...]
     border_width: float
     border: Pair
+    onsets: tuple[float, ...]
+    overfitting: float
     peak: float
     steps: float
     regimes: tuple[Regime, ...]

@@ -364,3 +364,21 @@ def test_above_a_forecast_it_is_the_loss_that_is_widened_and_not_its_log() -> No
     assert above > 0.05 * value
     assert far_above == pytest.approx(5.0 * above, rel=0.02)
     assert far_below == pytest.approx(5.0 * below, rel=0.02)
+
+
+@pytest.mark.parametrize("with_train", [False, True])
+def test_a_validation_loss_that_rises_is_expected_to_go_on_rising(with_train: bool) -> None:
+    steps = np.arange(50, T + 1, 50.0)
+    dice = np.random.default_rng(0)
+    fall, rise = 1.2 * (steps / 50) ** -1.0, 0.4 * np.maximum(steps / T - 0.2, 0.0)
+    validation = np.exp(0.3 + fall + rise + 0.003 * dice.normal(size=len(steps)))
+    train = 0.3 + 2.0 * (steps / 50) ** -0.6 + 0.01 * dice.normal(size=len(steps))
+    seen = steps <= 0.6 * T
+    forecaster = LossForecaster(WSD, steps_per_epoch=T / 5)
+    extra = {"train_loss": train[seen]} if with_train else None
+    forecaster.observe(steps[seen], validation[seen], extra=extra)
+    told = forecaster.forecast()
+    assert told is not None
+    assert told.weights["overfitting"] > 0.5
+    assert told.low < validation[-1] < told.high
+    assert told.value > 1.05 * validation[seen][-1]

@@ -7,6 +7,7 @@ from scale_callbacks.laws.annealing import AnnealingArea, stirred
 from scale_callbacks.laws.base import Term, cost, plan_of
 from scale_callbacks.laws.epochs import EpochBorders
 from scale_callbacks.laws.multi_power import MultiPower
+from scale_callbacks.laws.overfitting import Overfitting
 from scale_callbacks.laws.power import PowerOfArea, PowerOfSteps, decay
 from scale_callbacks.schedule import Schedule
 
@@ -16,6 +17,7 @@ TERMS: dict[str, Term] = {
     "annealing": AnnealingArea(((0.01, 1.0), (0.1, 0.1))),
     "multi_power": MultiPower((50.0, 2000.0), ((0.3, 1.0), (0.5, 0.4)), 0.6),
     "epochs": EpochBorders(None, ((1.0, 0.0),)),
+    "overfitting": Overfitting(10.0, (0.0, 0.3)),
 }
 PLANS = {
     "cosine": Schedule.cosine(3e-4, 10_000, warmup=200),
@@ -85,6 +87,14 @@ def test_what_a_high_rate_costs_may_saturate() -> None:
     equal, saturating = AnnealingArea(((1e-3, 1.0), (1e-3, 0.1)))(plan).features
     shares = [np.interp([450, 899], plan.steps, it) / it[0] for it in (equal, saturating)]
     np.testing.assert_allclose(shares, [[0.09, 0.0], [0.48, 0.0]], atol=0.02)
+
+
+def test_overfitting_rises_from_its_onset_to_the_end_and_only_where_data_are_read_again() -> None:
+    plan = plan_of(PLANS["constant"])
+    (early, late) = Overfitting(50.0, (0.0, 0.4))(plan).features
+    np.testing.assert_allclose(early, plan.time - 1.0)
+    np.testing.assert_allclose(np.interp([0.2, 0.4, 0.7, 1.0], plan.time, late), [-1, -1, -0.5, 0], atol=0.01)
+    assert len(Overfitting(None, (0.0,))(plan)) == len(Overfitting(500.0, (0.0,))(plan)) == 0
 
 
 def test_the_multi_power_drop_is_the_sum_of_the_paper() -> None:
