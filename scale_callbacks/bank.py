@@ -33,7 +33,7 @@ MEMBERS = 6000  # most that the forecast is mixed from; reached only where a cur
 KEPT = 96  # members the path is mixed from
 _CELLS = 64  # Gaussians the forecast at the end is gathered into
 _BETA = 0.6  # multi-power's β, the paper's: hardly told apart from its speed
-MARGIN = 8.0  # log-evidence below the best at which a member is given up
+MARGIN = 7.0  # log-evidence below the best at which a member is given up
 _SCOUTS = slice(None, None, 3)  # drops under which decays are scouted,
 _SCOUTED = slice(1, None, 3)  # and their depths
 
