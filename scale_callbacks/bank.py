@@ -18,6 +18,7 @@ from functools import cached_property
 
 import numpy as np
 
+from scale_callbacks.found import Found, heaviest
 from scale_callbacks.laws.annealing import AnnealingArea, stirred
 from scale_callbacks.laws.base import Floats, Plan, Shapes
 from scale_callbacks.laws.epochs import EpochBorders
@@ -26,7 +27,7 @@ from scale_callbacks.laws.overfitting import Overfitting
 from scale_callbacks.laws.power import PowerOfArea, PowerOfSteps
 from scale_callbacks.mixture import Mixture, Outlook, gathered
 from scale_callbacks.prior import ABSOLUTE, Prior, Regime
-from scale_callbacks.regression import Grid, Indices, Regression
+from scale_callbacks.regression import Grid, Regression
 from scale_callbacks.tables import Evidence, Tables
 
 MEMBERS = 6000  # most that the forecast is mixed from; reached only where a curve tells nothing
@@ -108,7 +109,7 @@ class LawBank:
         kinds = np.array([r.weigh(plan.horizon, noise, plan.peak, self.epochs) for r in self.prior.regimes])
         return np.asarray(kinds / kinds.sum(), dtype=np.float64)
 
-    def _kinds_given(self, found: _Found, kinds: Floats) -> dict[str, float]:
+    def _kinds_given(self, found: Found, kinds: Floats) -> dict[str, float]:
         """Probability of each kind of run, given the members found."""
         drops, decays = self._by_regime
         _, row, drop, depth = found.indices
@@ -235,7 +236,7 @@ class LawBank:
         log = regression.evidence(walks, rows, _SCOUTS, depths) + prior
         return np.asarray(log.max(axis=(0, 1)) + self._walk_weights[:, None], dtype=np.float64)
 
-    def _heavy(self, regression: Regression, prior: Floats) -> _Found:
+    def _heavy(self, regression: Regression, prior: Floats) -> Found:
         """All members that carry weight: decays are scouted under a few drops first."""
         prior = prior.reshape(*prior.shape[:2], -1)
         best = self._scouted(regression, _SCOUTED, prior[_SCOUTS, _SCOUTED, None])
@@ -251,56 +252,16 @@ class LawBank:
         if len(log) > MEMBERS:  # many are equal then, and which of them are kept hangs on their order
             order = walk.astype(np.int8).argsort(kind="stable")
             member, walk, log = member[order], walk[order], log[order]
-        kept = _heaviest(log, MEMBERS)
+        kept = heaviest(log, MEMBERS)
         heavy = np.exp(log[kept] - log.max())
-        return _Found(heavy / heavy.sum(), walk[kept], member[kept], prior.shape[1:])
+        return Found(heavy / heavy.sum(), walk[kept], member[kept], prior.shape[1:])
 
-    def _law_weights(self, found: _Found) -> dict[str, float]:
+    def _law_weights(self, found: Found) -> dict[str, float]:
         by_drop = np.bincount(found.indices[2], found.weights, len(self.drop))
-        laws = dict.fromkeys(("power", "annealing", "multi_power", "epochs", "overfitting"), 0.0)
+        laws = dict.fromkeys(("power", "annealing", "multi_power", "epochs"), 0.0)
         for law, weight in zip(self._laws, by_drop.tolist(), strict=True):
-            laws[law] += weight
+            laws[law] = laws.get(law, 0.0) + weight
         return laws
-
-
-@dataclass(frozen=True)
-class _Found:
-    """Members that carry weight.
-
-    Attributes:
-        weights: posterior weights.
-        walk: index of the variance of the random walk.
-        member: flat index into (drops, depths, decays and slopes).
-        shape: how many depths, decays and slopes there are.
-    """
-
-    weights: Floats
-    walk: Indices
-    member: Indices
-    shape: tuple[int, int]
-
-    @cached_property
-    def indices(self) -> tuple[Indices, Indices, Indices, Indices]:
-        """Indices of walk, decay and slope, drop, depth."""
-        depths, rows = self.shape
-        cell = self.member // rows
-        drop = cell // depths
-        return self.walk, self.member - cell * rows, drop, cell - drop * depths
-
-    def heaviest(self, most: int) -> _Found:
-        """The `most` that carry the largest weights, as if there were no others."""
-        kept = _heaviest(self.weights, most)
-        weights = self.weights[kept]
-        return _Found(weights / weights.sum(), self.walk[kept], self.member[kept], self.shape)
-
-
-def _heaviest(weights: Floats, most: int) -> Indices:
-    """Indices, in order, of the `most` largest weights."""
-    if len(weights) <= most:
-        return np.arange(len(weights))
-    kept = (-weights).argpartition(most)[:most]
-    kept.sort()
-    return kept
 
 
 def _log_peak(peak: float) -> float:
