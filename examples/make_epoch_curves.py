@@ -8,10 +8,8 @@ drawn at random, run by run, from `--first` on. Each run leaves `<run>.csv` and 
 loss) and a line in `runs.jsonl`. One thread, nothing to download; needs the package `tokenizers`.
 """
 
-import json
-import math
+import itertools
 import random
-import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -147,37 +145,20 @@ def main(
     stride: Annotated[int, typer.Option(help="From one seed to the next.")] = 1,
 ) -> None:
     """Train recipe after recipe and write their curves to OUT."""
-    torch.set_num_threads(1)
-    out.mkdir(parents=True, exist_ok=True)
-    begun, seed = time.monotonic(), first
-    while time.monotonic() - begun < 60 * minutes:
+
+    def run(seed: int) -> small.Made:
         recipe = draw(seed)
         texts = tokens(small.texts(recipe.text), recipe.vocabulary)
         name = f"{recipe.schedule}_{recipe.text}{recipe.vocabulary}_d{recipe.width}l{recipe.depth}_seed{seed}"
         rows = list(train(recipe, *texts))
-        told = small.logged([row[:3] for row in rows], recipe.log_every, means=recipe.logs_means)
-        small.write(out / f"{name}.csv", told)
-        validated = [(step, rate, measured) for step, rate, _, measured in rows if measured is not None]
-        small.write(out / f"{name}.val.csv", validated)
-        last = [loss for _, _, loss in told[-max(3, len(told) // 50) :]]
-        final = sum(last) / len(last)
-        line = {
-            "run": name,
-            "license": "made for this project",
+        about = {
             "model": "GPT of about a million parameters, rotary positions",
             "dataset": f"{recipe.text}, read {recipe.epochs:g} times",
-            **asdict(recipe),
-            "target": "train",
-            "final": round(final, 5),
-            "final_val": validated[-1][2],
-            "n_points": len(told),
-            "n_val": len(validated),
-            "flags": [] if math.isfinite(final) else ["diverged"],
         }
-        with (out / "runs.jsonl").open("a") as file:
-            file.write(json.dumps(line) + "\n")
-        print(f"{time.monotonic() - begun:6.0f} s  {name}  final {final:.3f}", flush=True)
-        seed += stride
+        told = small.logged([row[:3] for row in rows], recipe.log_every, means=recipe.logs_means)
+        return small.Made(name, about | asdict(recipe), rows, told)
+
+    small.make(out, minutes, itertools.count(first, stride), run)
 
 
 if __name__ == "__main__":

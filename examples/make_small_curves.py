@@ -8,12 +8,13 @@ a line in `runs.jsonl`. One thread, nothing to download.
 """
 
 import csv
+import itertools
 import json
 import math
 import random
 import sysconfig
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated
@@ -214,11 +215,60 @@ def logged(rows: list[Row], every: int, *, means: bool) -> list[Row]:
     return told
 
 
+@dataclass(frozen=True)
+class Made:
+    """A run: its name, what is known of it, its steps with now and then a validation loss, and its log."""
+
+    name: str
+    about: dict[str, object]
+    rows: list[tuple[int, float, float, float | None]]
+    told: list[Row]
+
+
+def make(out: Path, minutes: float, seeds: Iterable[int], run: Callable[[int], Made]) -> None:
+    """Train run after run for so many minutes; each leaves two curves and a line in `runs.jsonl`."""
+    torch.set_num_threads(1)
+    out.mkdir(parents=True, exist_ok=True)
+    begun = time.monotonic()
+    for seed in seeds:
+        if time.monotonic() - begun >= 60 * minutes:
+            return
+        made = run(seed)
+        validated = [(step, rate, measured) for step, rate, _, measured in made.rows if measured is not None]
+        write(out / f"{made.name}.csv", made.told)
+        write(out / f"{made.name}.val.csv", validated)
+        last = [loss for _, _, loss in made.told[-max(3, len(made.told) // 50) :]]
+        final = sum(last) / len(last)
+        line = {
+            "run": made.name,
+            "license": "made for this project",
+            "flags": [],
+            **made.about,
+            "target": "train",
+            "final": round(final, 5),
+            "final_val": validated[-1][2],
+            "n_points": len(made.told),
+            "n_val": len(validated),
+        }
+        if not math.isfinite(final):
+            line["flags"] = [*line["flags"], "diverged"]
+        with (out / "runs.jsonl").open("a") as file:
+            file.write(json.dumps(line) + "\n")
+        print(f"{time.monotonic() - begun:6.0f} s  {made.name}  final {final:.3f}", flush=True)
+
+
 def write(path: Path, rows: list[Row]) -> None:
     with path.open("w", newline="") as file:
         out = csv.writer(file, lineterminator="\n")
         out.writerow(["step", "lr", "loss"])
         out.writerows([step, f"{rate:.6g}", f"{loss:.5f}"] for step, rate, loss in rows)
+
+
+SOURCES = {
+    "python": "Python standard library sources",
+    "headers": "C++ headers",
+    "prose": "package docs",
+}
 
 
 def main(
@@ -227,42 +277,17 @@ def main(
     first: Annotated[int, typer.Option(help="Seed of the first recipe.")] = 1,
 ) -> None:
     """Train recipe after recipe and write their curves to OUT."""
-    torch.set_num_threads(1)
-    out.mkdir(parents=True, exist_ok=True)
-    kinds = {kind: texts(kind) for kind in ("python", "headers", "prose")}
-    begun, seed = time.monotonic(), first
-    while time.monotonic() - begun < 60 * minutes:
+    kinds = {kind: texts(kind) for kind in SOURCES}
+
+    def run(seed: int) -> Made:
         recipe = draw(seed)
-        name = (
-            f"{recipe.schedule}_{recipe.text}_d{recipe.width}l{recipe.depth}_{recipe.total_steps}_seed{seed}"
-        )
+        size = f"d{recipe.width}l{recipe.depth}_{recipe.total_steps}"
         rows = list(train(recipe, *kinds[recipe.text]))
-        write(out / f"{name}.csv", [(step, rate, loss) for step, rate, loss, _ in rows])
-        validated = [(step, rate, measured) for step, rate, _, measured in rows if measured is not None]
-        write(out / f"{name}.val.csv", validated)
-        last = [loss for _, _, loss, _ in rows[-max(1, len(rows) // 50) :]]
-        final = sum(last) / len(last)
-        line = {
-            "run": name,
-            "license": "made for this project",
-            "model": f"byte-level GPT, {recipe.positions} positions",
-            "dataset": {
-                "python": "Python standard library sources",
-                "headers": "C++ headers",
-                "prose": "package docs",
-            }[recipe.text],
-            **asdict(recipe),
-            "target": "train",
-            "final": round(final, 5),
-            "final_val": validated[-1][2],
-            "n_points": len(rows),
-            "n_val": len(validated),
-            "flags": [] if math.isfinite(final) else ["diverged"],
-        }
-        with (out / "runs.jsonl").open("a") as file:
-            file.write(json.dumps(line) + "\n")
-        print(f"{time.monotonic() - begun:6.0f} s  {name}  final {final:.3f}", flush=True)
-        seed += 1
+        about = {"model": f"byte-level GPT, {recipe.positions} positions", "dataset": SOURCES[recipe.text]}
+        name = f"{recipe.schedule}_{recipe.text}_{size}_seed{seed}"
+        return Made(name, about | asdict(recipe), rows, logged([row[:3] for row in rows], 1, means=False))
+
+    make(out, minutes, itertools.count(first), run)
 
 
 if __name__ == "__main__":
