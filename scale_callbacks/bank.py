@@ -26,7 +26,7 @@ from scale_callbacks.laws.multi_power import MultiPower
 from scale_callbacks.laws.overfitting import Overfitting
 from scale_callbacks.laws.power import PowerOfArea, PowerOfSteps
 from scale_callbacks.mixture import Mixture, Outlook, gathered
-from scale_callbacks.prior import ABSOLUTE, Prior, Regime
+from scale_callbacks.prior import Prior, Regime, log_peak
 from scale_callbacks.regression import Grid, Regression
 from scale_callbacks.tables import Evidence, Tables
 
@@ -148,7 +148,7 @@ class LawBank:
 
     def _drop_prior(self, regime: Regime) -> Floats:
         """(drops, depths): log prior within a kind of run."""
-        scale = self.prior.peak * _log_peak(self.plan.peak)
+        scale = self.prior.peak * log_peak(self.plan.peak)
         several = any(shapes.law == "epochs" for shapes in self._drops)
         parts = []
         for shapes in self._drops:
@@ -262,11 +262,6 @@ class LawBank:
         for law, weight in zip(self._laws, by_drop.tolist(), strict=True):
             laws[law] = laws.get(law, 0.0) + weight
         return laws
-
-
-def _log_peak(peak: float) -> float:
-    """Log of the absolute peak rate over 5e-4, kept to the range known; 0 for relative units."""
-    return float(np.log(np.clip(peak, 2e-4, 4e-3) / 5e-4)) if peak < ABSOLUTE else 0.0
 
 
 def _normalised(log: Floats) -> Floats:

@@ -13,12 +13,29 @@ import numpy as np
 
 Pair = tuple[float, float]
 
-ABSOLUTE = 0.05  # a peak rate from here on is taken for a relative one
 _ADAM = 5e-3  # rates above it are those of other optimizers, and do not tell kinds of runs apart
-_SGD = 0.6  # but from ABSOLUTE to here SGD's, which no language model is trained with; relative ones are 1
+_SGD = (
+    0.02,
+    0.05,
+    0.6,
+)  # but between the last two SGD's, which no language model is trained with; relative ones are 1
 _TYPICAL, _LENGTHS = 20_000.0, (1e3, 4e5)  # optimizer steps of a plan, and the range its length is heeded in
 # Kinds whose widths the table for language models leaves alone.
 _APART = ("other", "finetuning", "vision_speech", "young", "classifiers", "many_epochs")
+
+
+def like_sgd(peak: float) -> float:
+    """How much a peak rate looks like one of SGD: 0 for Adam's and relative ones, 1 from .05 on."""
+    if not _SGD[0] < peak <= _SGD[2]:
+        return 0.0
+    return min(math.log(peak / _SGD[0]) / math.log(_SGD[1] / _SGD[0]), 1.0)
+
+
+def log_peak(peak: float) -> float:
+    """Log of an Adam's peak rate over 5e-4, kept to the range known; 0 for SGD's and relative ones."""
+    if peak > _SGD[2]:
+        return 0.0
+    return (1.0 - like_sgd(peak)) * math.log(min(max(peak, 2e-4), 4e-3) / 5e-4)
 
 
 @dataclass(frozen=True)
@@ -42,7 +59,7 @@ class Regime:
         tilt: by how much the mean log slope changes with the log of the plan's length: the excess over the
             loss that cannot be reduced falls as a power of the steps, so that longer plans end flatter.
         flat: factor on the weight of having no drop at all, in runs that read their data once.
-        sgd: factor on the weight where the peak rate is one of SGD.
+        sgd: factor on the weight where the peak rate is SGD's (`like_sgd`).
         told: factor on the weight where several epochs are told.
         epochs: mean and sd of log(planned epochs).
         borders: factor on the weights of falls at epoch borders, and of none, in runs of several epochs.
@@ -85,7 +102,7 @@ class Regime:
             peak: highest learning rate; nothing is made of one that may be relative.
             epochs: planned, where several are told; else 1.
         """
-        weight = self.weight * (self.sgd if ABSOLUTE <= peak <= _SGD else 1.0)
+        weight: float = self.weight * self.sgd ** like_sgd(peak)
         told = [(horizon, self.horizon), (max(noise, 1e-6), self.noise)]
         if 0.0 < peak < _ADAM:
             told.append((peak, self.rate))

@@ -4,7 +4,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from scale_callbacks.prior import load_prior
+from scale_callbacks.prior import load_prior, log_peak
 
 NAMES = ("population", "start")
 
@@ -55,6 +55,23 @@ def test_many_epochs_speak_for_pictures_and_none_told_for_text() -> None:
     assert likeliest(60, 0.15) == "many_epochs"
     assert likeliest(3, 0.05, peak=2e-5) == "finetuning"
     assert likeliest(1, 0.005) == "pretraining"
+
+
+def test_rates_of_sgd_speak_for_pictures_without_a_jump() -> None:
+    regimes = {regime.name: regime for regime in load_prior().regimes}
+
+    def odds(peak: float) -> float:
+        return regimes["vision_speech"].weigh(5000, 0.02, peak) / regimes["pretraining"].weigh(
+            5000, 0.02, peak
+        )
+
+    assert odds(0.1) == pytest.approx(odds(0.05)) == pytest.approx(odds(0.6))
+    assert odds(0.1) > 20 * odds(1.0)  # 1 is relative
+    assert odds(0.0499) == pytest.approx(odds(0.0501), rel=0.02)
+    assert odds(0.0201) == pytest.approx(odds(0.0199), rel=0.02)
+    assert log_peak(0.0499) == pytest.approx(log_peak(0.0501), abs=0.01)
+    assert log_peak(0.1) == log_peak(1.0) == log_peak(5e-4) == 0.0
+    assert log_peak(1e-4) == log_peak(2e-4) < 0.0 < log_peak(1e-3) < log_peak(4e-3) == log_peak(0.01)
 
 
 def test_widening_runs_between_its_table_entries() -> None:
