@@ -181,9 +181,7 @@ class LawBank:
         logs = [told.evidence(np.full(len(every), i), every) + self._walk_weights[i] for i in likely]
         log = np.logaddexp.reduce(logs, axis=0).reshape(*self._shape)
         rising = np.array([law == "overfitting" for law in self._laws])
-        log[rising] = log[~rising].max(
-            axis=(0, 1)
-        )  # a train loss does not tell whether a validation loss rises
+        log[rising] = log[~rising].max(axis=(0, 1))  # a train loss cannot tell that a validation loss rises
         return Lesson(self._keys(self._decays), self._keys(self._drops), log - log.max())
 
     def taught(self, lesson: Lesson) -> Floats:
