@@ -14,8 +14,8 @@ import numpy as np
 Pair = tuple[float, float]
 
 _ADAM = 5e-3  # rates above it are those of other optimizers, and do not tell kinds of runs apart
-# From the second to the third of these a rate is SGD's, which no language model is trained with, from the first on a
-# little; a relative one has its peak at 1.
+# From the second to the third of these a rate is SGD's, which no language model is trained with, from the
+# first on a little; a relative one has its peak at 1.
 _SGD = (0.02, 0.05, 0.6)
 _TYPICAL, _LENGTHS = 20_000.0, (1e3, 4e5)  # optimizer steps of a plan, and the range its length is heeded in
 # Kinds whose widths the table for language models leaves alone.
