@@ -43,6 +43,7 @@ class Stream:
     schedule: Schedule
     steps: tuple[float, ...]
     values: tuple[float, ...]
+    steps_per_epoch: float | None = None
 
     @property
     def pieces(self) -> list[slice]:
@@ -56,15 +57,16 @@ def schedules(draw: st.DrawFn) -> Schedule:
     """Plans of all the usual shapes and of none, from three steps to a million."""
     horizon = int(10.0 ** draw(st.floats(0.5, 6.0)))
     kind = draw(st.sampled_from(["constant", "cosine", "wsd", "linear", "points"]))
+    peak = draw(st.sampled_from([1e-3, 1e-3, 0.03, 0.1]))
     warmup = draw(st.integers(0, max(0, horizon // 4)))
     if kind == "constant":
-        return Schedule.constant(1e-3, horizon, warmup=warmup)
+        return Schedule.constant(peak, horizon, warmup=warmup)
     if kind == "cosine":
-        return Schedule.cosine(1e-3, horizon, warmup=warmup)
+        return Schedule.cosine(peak, horizon, warmup=warmup)
     if kind == "linear":
-        return Schedule.linear(1e-3, horizon)
+        return Schedule.linear(peak, horizon)
     if kind == "wsd":
-        return Schedule.wsd(1e-3, horizon, warmup=warmup, cooldown=max(1, horizon // 5))
+        return Schedule.wsd(peak, horizon, warmup=warmup, cooldown=max(1, horizon // 5))
     at = draw(st.sets(st.integers(1, horizon), min_size=1, max_size=6))
     rates = draw(st.lists(st.sampled_from([0.0, 0.01, 0.5, 1.0]), min_size=len(at), max_size=len(at)))
     return Schedule.from_points(sorted(at), rates if any(rates) else [1.0] * len(at))
@@ -87,7 +89,9 @@ def streams(draw: st.DrawFn, longest: int = 150) -> Stream:
     with np.errstate(over="ignore", invalid="ignore"):
         for trouble in draw(st.lists(st.sampled_from(TROUBLES), max_size=5)):
             steps, values = _with(trouble, steps, values, rng)
-    return Stream(schedule, tuple(steps.tolist()), tuple(values.tolist()))
+    epochs = draw(st.sampled_from([None, None, 0.5, 1.0, 1.01, 2.0, 2.7, 30.0, 1000.0]))
+    told = None if epochs is None else schedule.horizon / epochs
+    return Stream(schedule, tuple(steps.tolist()), tuple(values.tolist()), told)
 
 
 def _with(trouble: str, steps: np.ndarray, values: np.ndarray, rng: np.random.Generator):

@@ -89,6 +89,13 @@ def test_what_a_high_rate_costs_may_saturate() -> None:
     np.testing.assert_allclose(shares, [[0.09, 0.0], [0.48, 0.0]], atol=0.02)
 
 
+def test_an_epoch_in_which_the_area_only_rounds_brings_nothing() -> None:
+    plan = plan_of(Schedule.linear(2.9991317564254905, 52))
+    with np.errstate(invalid="raise"):  # a share of an area may come out as -1e-17
+        features = EpochBorders(0.2969798734380016, ((1.0, 0.0), (0.7, 1.0)))(plan).features
+    assert np.isfinite(features).all()
+
+
 def test_overfitting_rises_from_its_onset_to_the_end_and_only_where_data_are_read_again() -> None:
     plan = plan_of(PLANS["constant"])
     (early, late) = Overfitting(50.0, (0.0, 0.4))(plan).features

@@ -35,6 +35,10 @@ def assert_sound(forecast) -> None:
     assert forecast.status in Status
 
 
+def watcher(stream: Stream) -> LossForecaster:
+    return LossForecaster(stream.schedule, steps_per_epoch=stream.steps_per_epoch)
+
+
 def fed(forecaster, stream: Stream, parts: list[slice]):
     for part in parts:
         forecaster.observe(stream.steps[part], stream.values[part])
@@ -49,10 +53,10 @@ def halves(stream: Stream) -> list[slice]:
 
 
 def check_forecaster(stream: Stream) -> None:
-    whole = fed(LossForecaster(stream.schedule), stream, stream.pieces)
+    whole = fed(watcher(stream), stream, stream.pieces)
     forecast = whole.forecast()
     assert_sound(forecast)
-    split = fed(LossForecaster(stream.schedule), stream, halves(stream))
+    split = fed(watcher(stream), stream, halves(stream))
     assert split.state_dict() == whole.state_dict()
     finite = sum(-LARGEST < value < LARGEST for value in stream.values)
     assert whole.curve.nonfinite == len(stream.values) - finite
@@ -89,7 +93,7 @@ def test_any_stream_gets_a_finite_forecast_inside_its_interval_however_it_is_spl
 @settings(FEW, max_examples=15)
 @given(streams(longest=40), st.integers(0, 60))
 def test_any_stream_can_be_watched_and_gone_on_with(stream: Stream, cut: int) -> None:
-    check_monitor(LossForecaster(stream.schedule), LossForecaster(stream.schedule), stream, cut)
+    check_monitor(watcher(stream), watcher(stream), stream, cut)
 
 
 @settings(FEW, max_examples=15)
@@ -114,4 +118,4 @@ def test_thousands_of_streams_get_finite_forecasts(stream: Stream) -> None:
 @settings(MANY, max_examples=STREAMS // 15)
 @given(streams(longest=60), st.integers(0, 80))
 def test_hundreds_of_streams_can_be_watched_and_gone_on_with(stream: Stream, cut: int) -> None:
-    check_monitor(LossForecaster(stream.schedule), LossForecaster(stream.schedule), stream, cut)
+    check_monitor(watcher(stream), watcher(stream), stream, cut)

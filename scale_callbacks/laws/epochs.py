@@ -33,7 +33,7 @@ class EpochBorders:
         members = self.members if len(borders) else ()
         ends = length * np.arange(len(borders) + 2.0)
         area = np.interp(ends, plan.steps, plan.area)
-        brought = np.diff(area)
+        brought = np.maximum(np.diff(area), 0.0)  # interpolation rounds
         size = np.sqrt(np.minimum(brought / max(float(brought[0]), _LEAST), _WARMED))
         progress = np.clip((plan.area[:, None] - area[1:-1]) / np.maximum(brought[1:], _LEAST), 0.0, 1.0)
         passed = plan.steps[:, None] > borders
