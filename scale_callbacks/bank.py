@@ -69,14 +69,14 @@ class LawBank:
         area = PowerOfArea(prior.exponents, prior.offsets)(plan)
         steps = PowerOfSteps(prior.exponents)(plan)
         self._decays = [area, steps] if np.abs(plan.area - plan.time).max() > 1e-3 else [area]
-        several = plan.horizon > (steps_per_epoch or plan.horizon)
+        several = self.epochs > 1.0
         self._forms = prior.forms + (prior.late_forms if several else ())
         self._memories = prior.memories + (prior.late_memories if several else ())
         drops = [
             MultiPower(prior.speeds, tuple(form[:2] for form in self._forms), _BETA)(plan),
             AnnealingArea(tuple(memory[:2] for memory in self._memories))(plan),
             EpochBorders(steps_per_epoch, prior.borders)(plan),
-            Overfitting(steps_per_epoch, prior.onsets)(plan),
+            Overfitting(prior.onsets if several else ())(plan),
         ]
         self._drops = [shapes for shapes in drops if len(shapes)]
         none = Shapes("power", np.zeros((1, len(plan.steps))), {})
@@ -149,7 +149,6 @@ class LawBank:
     def _drop_prior(self, regime: Regime) -> Floats:
         """(drops, depths): log prior within a kind of run."""
         scale = self.prior.peak * log_peak(self.plan.peak)
-        several = any(shapes.law == "epochs" for shapes in self._drops)
         parts = []
         for shapes in self._drops:
             log, (mean, sd) = np.zeros(len(shapes)), (regime.drop[0] + scale, regime.drop[1])
@@ -167,7 +166,7 @@ class LawBank:
             elif shapes.law == "overfitting":
                 share, depths, (mean, sd) = self.prior.overfitting, self.prior.border_drops, self.prior.border
             else:
-                share = 0.5 * regime.borders if several else self.prior.plain * regime.flat
+                share = 0.5 * regime.borders if self.epochs > 1.0 else self.prior.plain * regime.flat
             depth = _normalised(-0.5 * ((np.log(depths) - mean) / sd) ** 2)
             parts.append((_normalised(log) + np.log(share))[:, None] + depth)
         return _normalised(np.concatenate(parts))

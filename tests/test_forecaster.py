@@ -382,3 +382,8 @@ def test_a_validation_loss_that_rises_is_expected_to_go_on_rising(with_train: bo
     assert told.weights["overfitting"] > 0.5
     assert told.low < validation[-1] < told.high
     assert told.value > 1.05 * validation[seen][-1]
+
+
+def test_a_loss_is_expected_to_rise_only_where_the_data_are_read_again() -> None:
+    laws = [fed(steps_per_epoch=epoch).forecast().weights for epoch in (None, float(T), T / 2)]
+    assert ["overfitting" in weights for weights in laws] == [False, False, True]

@@ -17,7 +17,7 @@ TERMS: dict[str, Term] = {
     "annealing": AnnealingArea(((0.01, 1.0), (0.1, 0.1))),
     "multi_power": MultiPower((50.0, 2000.0), ((0.3, 1.0), (0.5, 0.4)), 0.6),
     "epochs": EpochBorders(None, ((1.0, 0.0),)),
-    "overfitting": Overfitting(10.0, (0.0, 0.3)),
+    "overfitting": Overfitting((0.0, 0.3)),
 }
 PLANS = {
     "cosine": Schedule.cosine(3e-4, 10_000, warmup=200),
@@ -96,12 +96,11 @@ def test_an_epoch_in_which_the_area_only_rounds_brings_nothing() -> None:
     assert np.isfinite(features).all()
 
 
-def test_overfitting_rises_from_its_onset_to_the_end_and_only_where_data_are_read_again() -> None:
+def test_overfitting_rises_from_its_onset_to_the_end() -> None:
     plan = plan_of(PLANS["constant"])
-    (early, late) = Overfitting(50.0, (0.0, 0.4))(plan).features
+    early, late = Overfitting((0.0, 0.4))(plan).features
     np.testing.assert_allclose(early, plan.time - 1.0)
     np.testing.assert_allclose(np.interp([0.2, 0.4, 0.7, 1.0], plan.time, late), [-1, -1, -0.5, 0], atol=0.01)
-    assert len(Overfitting(None, (0.0,))(plan)) == len(Overfitting(500.0, (0.0,))(plan)) == 0
 
 
 def test_the_multi_power_drop_is_the_sum_of_the_paper() -> None:

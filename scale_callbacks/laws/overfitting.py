@@ -14,17 +14,14 @@ class Overfitting:
     logs of fine-tuning show rises nearly straight in the log of the loss from the second epoch on.
 
     Args:
-        steps_per_epoch: optimizer steps an epoch, None where the data never start again.
-        onsets: values of t0.
+        onsets: values of t0; none where the data are read once.
     """
 
-    def __init__(self, steps_per_epoch: float | None, onsets: tuple[float, ...]) -> None:
-        self.steps_per_epoch = steps_per_epoch
+    def __init__(self, onsets: tuple[float, ...]) -> None:
         self.onsets = onsets
 
     def __call__(self, plan: Plan) -> Shapes:
-        """Tabulate the members over a plan; none where the data are read once."""
-        several = plan.horizon > (self.steps_per_epoch or plan.horizon)
-        onsets = np.array(self.onsets if several else (), dtype=np.float64)
+        """Tabulate the members over a plan."""
+        onsets = np.array(self.onsets, dtype=np.float64)
         risen = np.maximum(plan.time - onsets[:, None], 0.0) / (1.0 - onsets[:, None])
         return Shapes("overfitting", risen - 1.0, {"onset": onsets})
