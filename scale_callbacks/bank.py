@@ -28,13 +28,14 @@ from scale_callbacks.laws.power import PowerOfArea, PowerOfSteps
 from scale_callbacks.mixture import Mixture, Outlook, gathered
 from scale_callbacks.prior import Prior, Regime, log_peak
 from scale_callbacks.regression import Grid, Regression
-from scale_callbacks.tables import Evidence, Tables
+from scale_callbacks.tables import Evidence, Features, Tables
 
 MEMBERS = 6000  # most that the forecast is mixed from; reached only where a curve tells nothing
 KEPT = 96  # members the path is mixed from
 _CELLS = 64  # Gaussians the forecast at the end is gathered into
 _BETA = 0.6  # multi-power's β, the paper's: hardly told apart from its speed
 MARGIN = 7.0  # log-evidence below the best at which a member is given up
+_ASTRAY = 0.1  # sd of the walk per unit of its clock from which on a run is taken to follow no law
 _SCOUTS = slice(None, None, 3)  # drops under which decays are scouted,
 _SCOUTED = slice(1, None, 3)  # and their depths
 
@@ -83,10 +84,14 @@ class LawBank:
         self._drops.append(none)
         self.decay = np.concatenate([shapes.features for shapes in self._decays])
         self.drop = np.concatenate([shapes.features for shapes in self._drops])
-        self._stirred = stirred(plan, prior.stir[1])
+        turned = np.concatenate((np.zeros(1), np.cumsum(np.abs(np.diff(plan.rate)))))
+        stirs = stirred(plan, prior.stir[1])
+        self._features = Features(plan, self.decay, self.drop, stirs, turned, prior.clock, steps_per_epoch)
         self.slopes = np.array(prior.slopes)
         self._shape = (len(self.drop), len(prior.drops), len(self.decay), len(prior.slopes))
-        self._wander, self._walk_weights = np.square(prior.wander), np.log(prior.wander_weights)
+        wander = [*zip(prior.wander, prior.wander_weights, strict=True), *[prior.late_wander] * several]
+        self._walks = np.array([(sd**2, prior.stir[0] ** 2, 1.0) for sd, _ in wander])
+        self._walk_weights = np.log([weight for _, weight in wander])
         self._laws = self.law_of_drop()
         borders = np.array([law in ("epochs", "overfitting") for law in self._laws])[:, None]
         falls = np.where(borders, prior.border_drops, prior.drops)
@@ -219,17 +224,17 @@ class LawBank:
         heavy = found.heaviest(KEPT)
         path = Mixture(heavy.weights, *regression.predict(*heavy.indices, slice(None)))
         end = gathered(found.weights, ends[:, 0], spread[:, 0], _CELLS)
-        return Outlook(end, *path.moments(), self._law_weights(found), self._kinds_given(found, kinds))
+        astray = float(found.weights @ (self._walks[found.walk, 0] > _ASTRAY**2))
+        laws, kinds_now = self._law_weights(found), self._kinds_given(found, kinds)
+        return Outlook(end, *path.moments(), laws, kinds_now, astray)
 
     def _regression(self, evidence: Evidence, points: Floats) -> Regression:
-        clock = self.prior.clock
-        tables = Tables.of(self.plan, self.decay, self.drop, self._stirred, clock, evidence, points)
-        stir = self.prior.stir[0] ** 2
-        return Regression(self.grid.priors(tables), tables, evidence, self._wander, stir)
+        tables = Tables.of(self._features, evidence, points)
+        return Regression(self.grid.priors(tables), tables, evidence, self._walks)
 
     def _scouted(self, regression: Regression, depths: slice, prior: Floats | float) -> Floats:
         """(walks, decays and slopes): the highest log weight of each under a few drops and some depths."""
-        walks, rows = np.arange(len(self._wander))[:, None], np.arange(self.decay.shape[0] * len(self.slopes))
+        walks, rows = np.arange(len(self._walks))[:, None], np.arange(self.decay.shape[0] * len(self.slopes))
         log = regression.evidence(walks, rows, _SCOUTS, depths) + prior
         return np.asarray(log.max(axis=(0, 1)) + self._walk_weights[:, None], dtype=np.float64)
 

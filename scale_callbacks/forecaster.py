@@ -246,7 +246,7 @@ class LossForecaster:
             level=self.level,
             step=step,
             horizon=self.horizon,
-            status=self._status(step, outlook.kinds),
+            status=self._status(step, outlook),
             path_steps=tuple(points.tolist()),
             path_value=tuple(value.tolist()),
             path_low=tuple(low.tolist()),
@@ -254,10 +254,11 @@ class LossForecaster:
             weights=outlook.laws,
         )
 
-    def _status(self, step: float, kinds: Mapping[str, float]) -> Status:
+    def _status(self, step: float, outlook: Outlook) -> Status:
         if step > self.schedule.horizon:
             return Status.PAST_HORIZON
-        if kinds.get("other", 0.0) + kinds.get("vision_speech", 0.0) > 0.5:
+        kinds = outlook.kinds
+        if max(kinds.get("other", 0.0) + kinds.get("vision_speech", 0.0), outlook.astray) > 0.5:
             return Status.UNFAMILIAR
         return Status.EARLY if step < 0.1 * self.horizon else Status.OK
 

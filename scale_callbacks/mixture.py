@@ -45,6 +45,7 @@ class Outlook:
         spread: standard deviation there.
         laws: posterior weight of each law.
         kinds: posterior probability of each kind of run.
+        astray: posterior probability that the run breaks with every law, as where its data change.
     """
 
     end: Mixture
@@ -52,6 +53,7 @@ class Outlook:
     spread: Floats
     laws: dict[str, float]
     kinds: dict[str, float]
+    astray: float
 
 
 def gathered(weights: Floats, mean: Floats, variance: Floats, cells: int) -> Mixture:

@@ -149,6 +149,7 @@ class Prior:
         regimes: kinds of runs.
         wander: grid of the discrepancy's sd per unit of its clock.
         wander_weights: prior weights of that grid.
+        late_wander: a further sd, and its weight, where several epochs are told.
         stir: (sd that a sudden change of the rate by its peak adds to the discrepancy, memory with which it
             sinks in, as a share of the plan).
         clock: exponent p of the discrepancy's clock, -area^-p / p.
@@ -186,6 +187,7 @@ class Prior:
     regimes: tuple[Regime, ...]
     wander: tuple[float, ...]
     wander_weights: tuple[float, ...]
+    late_wander: Pair
     stir: Pair
     clock: float
     floor: float

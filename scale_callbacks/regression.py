@@ -15,7 +15,6 @@ from scale_callbacks.tables import Evidence, Tables
 LEVEL_SD = 0.5  # prior sd of F about the present level
 _FORBIDDEN = 50.0  # log-evidence against a negative coefficient
 _LEFT = 1e-12  # least share of a precision that is left when another coefficient is eliminated: rounding
-_LEAST_SQUARE = 1e-4  # of a value, to which its noise is taken to be proportional
 _SMALL = 16  # bins whose triangle is inverted as it is
 Indices = NDArray[np.intp]
 
@@ -84,16 +83,13 @@ class Regression:
         priors: of the members' coefficients, from `Grid.priors`.
         tables: their features at bins and points.
         evidence: the binned curve.
-        wander: (walks) variance of the random walk per unit of its clock.
-        stir: variance that a sudden change of the rate by its peak adds to the walk.
+        walks: (walks, 3) variance of the random walk per unit of each of its clocks.
     """
 
-    def __init__(
-        self, priors: Priors, tables: Tables, evidence: Evidence, wander: Floats, stir: float
-    ) -> None:
-        noise = evidence.variance * np.maximum(evidence.values**2, _LEAST_SQUARE) * tables.fade
-        self._clock = wander[:, None] * tables.walk + stir * tables.stir
-        self._clock_at = wander[:, None] * tables.walk_at + stir * tables.stir_at
+    def __init__(self, priors: Priors, tables: Tables, evidence: Evidence, walks: Floats) -> None:
+        noise = evidence.white * tables.fade
+        self._clock = walks @ tables.clocks
+        self._clock_at = walks @ tables.clocks_at
         self._tables, (self._decays, self._slopes) = tables, priors.slope.shape
         self._rows = self._decays * self._slopes
         covariance = np.minimum(self._clock[:, :, None], self._clock[:, None, :])

@@ -8,8 +8,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from scale_callbacks.breaks import breaks, broken_until
 from scale_callbacks.laws.base import Floats, Plan
 
+_LEAST_SQUARE = 1e-4  # of a value, to which its noise is taken to be proportional
 _DOWN = np.linspace(1.0, 0.0, 9)
 
 
@@ -31,6 +33,34 @@ class Evidence:
     noise: float
     spacing: float = 0.0
 
+    @property
+    def white(self) -> Floats:
+        """White-noise variance of each value, to which it is proportional."""
+        return np.asarray(self.variance * np.maximum(self.values**2, _LEAST_SQUARE), dtype=np.float64)
+
+
+@dataclass(frozen=True)
+class Features:
+    """What is tabulated once over a whole plan.
+
+    Attributes:
+        plan: where it is tabulated.
+        decay: (decays, plan points).
+        drop: (drops, plan points).
+        stirred: (plan points) how much the changes of the rate have stirred the loss.
+        turned: (plan points) how far the rate has moved so far, up and down, over its peak.
+        clock: p of the random walk's clock.
+        steps_per_epoch: after which the data start again; None where they never do.
+    """
+
+    plan: Plan
+    decay: Floats
+    drop: Floats
+    stirred: Floats
+    turned: Floats
+    clock: float
+    steps_per_epoch: float | None = None
+
 
 @dataclass(frozen=True)
 class Tables:
@@ -39,62 +69,50 @@ class Tables:
     Attributes:
         decay: (decays, bins).
         drop: (drops, bins).
-        walk: (bins) the random walk's clock -area^-p / p, 0 at the first bin.
-        stir: (bins) its second clock: how much changes of the rate have stirred since the first bin.
+        clocks: (3, bins) what the random walk goes by, 0 at the first bin: its clock -area^-p / p, how much
+            changes of the rate have stirred, and the breaks.
         decay_at: (decays, points), the last point being the end.
         drop_at: (drops, points).
-        walk_at: (points).
-        stir_at: (points).
+        clocks_at: (3, points).
         fade: (bins) area at the last bin over area at each.
     """
 
     decay: Floats
     drop: Floats
-    walk: Floats
-    stir: Floats
+    clocks: Floats
     decay_at: Floats
     drop_at: Floats
-    walk_at: Floats
-    stir_at: Floats
+    clocks_at: Floats
     fade: Floats
 
     @classmethod
-    def of(
-        cls,
-        plan: Plan,
-        decay: Floats,
-        drop: Floats,
-        stirred: Floats,
-        power: float,
-        evidence: Evidence,
-        points: Floats,
-    ) -> Tables:
+    def of(cls, features: Features, evidence: Evidence, points: Floats) -> Tables:
         """Read tables off at bins and points.
 
         Args:
-            plan: where the features are tabulated.
-            decay: (decays, plan points).
-            drop: (drops, plan points).
-            stirred: (plan points) how much the changes of the rate have stirred the loss.
-            power: p of the random walk's clock.
+            features: of the whole plan.
             evidence: the binned curve.
             points: steps to forecast at; the mean over the last 1% of the plan is added as a last one.
         """
+        plan, power, length = features.plan, features.clock, features.steps_per_epoch or math.inf
         end = _end(plan.horizon, evidence.spacing)
         bins, count = len(evidence.steps), len(points)
-        read = _reader(plan.steps, np.concatenate((evidence.steps, points, end)))
-        decay, drop, stir, area = (read(table) for table in (decay, drop, stirred, plan.area))
+        steps = np.concatenate((evidence.steps, points, end))
+        tables = features.decay, features.drop, features.stirred, features.turned, plan.area
+        decay, drop, stir, turned, area = map(_reader(plan.steps, steps), tables)
         np.maximum(area, 1e-4, out=area)
-        start = -(area[0] ** -power) / power
+        walk = -(area**-power) / power
+        seen = evidence.steps, evidence.values, evidence.white
+        broken = breaks(*seen, walk[:bins], turned[:bins], evidence.steps // length)
+        clocks = np.array((walk, stir, broken_until(steps, evidence.steps, broken)))
+        clocks -= clocks[:, :1].copy()
         return cls(
             decay[:, :bins],
             drop[:, :bins],
-            -(area[:bins] ** -power) / power - start,
-            stir[:bins] - stir[0],
+            clocks[:, :bins],
             _ended(decay[:, bins:], count),
             _ended(drop[:, bins:], count),
-            np.maximum(_ended(-(area[bins:] ** -power) / power - start, count), 0.0),
-            np.maximum(_ended(stir[bins:], count) - stir[0], 0.0),
+            np.maximum(_ended(clocks[:, bins:], count), 0.0),
             area[bins - 1] / area[:bins],
         )
 

@@ -6,7 +6,7 @@ from scale_callbacks.evidence import quieter, usable
 from scale_callbacks.laws.base import plan_of
 from scale_callbacks.laws.power import PowerOfArea
 from scale_callbacks.schedule import Schedule
-from scale_callbacks.tables import Evidence, Tables
+from scale_callbacks.tables import Evidence, Features, Tables
 
 SKIP = (0.03, 0.3, 1.1)
 
@@ -76,7 +76,6 @@ def test_what_is_forecast_is_the_mean_of_the_losses_that_fall_in_the_last_hundre
     decay = PowerOfArea((-1.0,), (0.0,))(plan).features  # a straight line
     bins = np.arange(1000.0, 5001.0, 1000.0)
     evidence = Evidence(bins, np.ones(5), np.ones(5), 0.0, spacing)
-    tables = Tables.of(
-        plan, decay, np.zeros_like(decay), np.zeros(len(plan.steps)), 1.0, evidence, np.zeros(0)
-    )
+    none = np.zeros(len(plan.steps))
+    tables = Tables.of(Features(plan, decay, 0.0 * decay, none, none, 1.0), evidence, np.zeros(0))
     assert tables.decay_at[0, -1] == pytest.approx(1.0 - mean / 10_000, abs=1e-9)
