@@ -15,6 +15,7 @@ from scale_callbacks.integrations._outlet import Outlet
 from scale_callbacks.integrations._planner import UNKNOWN_LENGTH, Planner
 from scale_callbacks.integrations._source import UnknownMetricError
 from scale_callbacks.integrations._watch import Watch
+from scale_callbacks.measure import measure_of
 from scale_callbacks.monitor import Monitor
 from scale_callbacks.schedule import Schedule
 from scale_callbacks.sinks import Sink
@@ -37,8 +38,9 @@ class LossForecast(Callback):
     nothing logs.
 
     Args:
-        monitor: name of a logged training or validation loss. A module that logs nothing in training is
-            watched by the loss its `training_step` returns.
+        monitor: name of a logged training or validation loss, or of a perplexity or a score that rises, told
+            by their names ("val_ppl", "val_acc"). A module that logs nothing in training is watched by the
+            loss its `training_step` returns.
         horizon: optimizer steps of the whole run; by default from the trainer's `max_steps` and `max_epochs`.
         schedule: the learning-rate plan; by default read off the live optimizer and scheduler.
         level: probability that the interval is to hold the final loss with.
@@ -203,7 +205,9 @@ class LossForecast(Callback):
     def _forecaster(self, schedule: Schedule, epoch: float) -> Any:
         """The forecaster of a plan, with so many steps an epoch."""
         several = 0 < epoch < schedule.horizon
-        return LossForecaster(schedule, level=self.level, steps_per_epoch=epoch if several else None)
+        steps = epoch if several else None
+        measure = measure_of(self.monitor)
+        return LossForecaster(schedule, level=self.level, steps_per_epoch=steps, measure=measure)
 
     def _start(
         self, watch: type[Watch], trainer: pl.Trainer, state: Any, rules: Sequence[Rule] = ()

@@ -10,6 +10,7 @@ from scale_callbacks.integrations import trl
 from scale_callbacks.integrations._agreement import Agreement
 from scale_callbacks.integrations._hf_callback import WatchingCallback, guarded
 from scale_callbacks.integrations._options import check
+from scale_callbacks.measure import measure_of
 from scale_callbacks.monitor import Monitor
 from scale_callbacks.reward import RewardForecaster
 from scale_callbacks.saturation import Reason, SaturationRule
@@ -31,7 +32,8 @@ class LossForecastCallback(WatchingCallback):
     Nothing that goes wrong inside ends or holds up a training: it is logged once and counted in `warnings`.
 
     Args:
-        monitor: name of a logged loss, "eval_loss" for instance; the train loss then goes along.
+        monitor: name of a logged loss, "eval_loss" for instance; the train loss then goes along. Or of a
+            perplexity or a score that rises, told by their names ("eval_accuracy").
         horizon: optimizer steps of the whole run; by default the trainer's.
         schedule: the learning-rate plan; by default read off the live scheduler.
         level: probability that the interval is to hold the final loss with.
@@ -62,7 +64,8 @@ class LossForecastCallback(WatchingCallback):
 
     def make_monitor(self, schedule: Schedule, epoch: float | None, sinks: Sequence[Sink]) -> Monitor:
         """A monitor of the loss."""
-        forecaster = LossForecaster(schedule, level=self.level, steps_per_epoch=epoch)
+        measure = measure_of(self.monitor)
+        forecaster = LossForecaster(schedule, level=self.level, steps_per_epoch=epoch, measure=measure)
         return Monitor(forecaster, sinks=sinks, name=self.monitor)
 
 

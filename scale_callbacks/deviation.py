@@ -19,6 +19,7 @@ import numpy as np
 from scale_callbacks._state import finite, natural
 from scale_callbacks.curve import Bins, Curve
 from scale_callbacks.forecast import Forecast
+from scale_callbacks.measure import Measure
 from scale_callbacks.stopping import Decision
 
 WINDOW = 0.03  # share of the plan whose mean loss is judged
@@ -196,6 +197,8 @@ class Cuttable(Protocol):
 class DivergenceRule:
     """Says when the loss has left its forecast band upwards for good; stops the run only when asked to.
 
+    For a score that is downwards.
+
     It makes the forecast of a while ago anew, from the losses until then, so that it needs no memory.
 
     Args:
@@ -224,7 +227,8 @@ class DivergenceRule:
         found = deviation([earlier], forecaster.curve, horizon, patience=self.patience)
         if found is None:
             return Decision(reason="not yet: too few losses since the earlier forecast")
-        return Decision(self.stop and found.score > LIMIT, found.sentence(), found.to_dict())
+        worse = -found.score if getattr(forecaster, "measure", "") == Measure.SCORE else found.score
+        return Decision(self.stop and worse > LIMIT, found.sentence(), found.to_dict())
 
 
 def _as_of(forecaster: Cuttable, step: float) -> Expectation | None:

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scale_callbacks.curve import Bins
+from scale_callbacks.measure import PLAIN, AsLoss
 
 Floats = NDArray[np.float64]
 
@@ -29,24 +30,30 @@ class Units:
         level: the present loss, which becomes 1.
         scale: what one unit is worth.
         ratio: whether values are logs of ratios: runs of many epochs fall by shares of what is left.
+        as_loss: turns what is watched into the loss.
     """
 
     level: float
     scale: float
     ratio: bool = False
+    as_loss: AsLoss = PLAIN
 
     @classmethod
-    def of(cls, used: Bins, *, ratio: bool = False) -> Self:
-        """Take the median of the last three bins for the present level."""
-        level = _middle(used.robust[-3:])
+    def of(cls, used: Bins, *, ratio: bool = False, as_loss: AsLoss = PLAIN) -> Self:
+        """Take the median of the last three bins (of the loss) for the present level."""
+        level = middle(used.robust[-3:])
         span = float(used.robust.max() - used.robust.min())
         scale = level if level > 1e-3 * span else max(abs(level), span)
-        return cls(level, scale if scale > 0.0 else _TINY, ratio and scale == level > 0.0)
+        return cls(level, scale if scale > 0.0 else _TINY, ratio and scale == level > 0.0, as_loss)
 
     @property
     def positive(self) -> bool:
         """Whether the loss is one that stays above zero."""
         return self.scale == self.level
+
+    def watched(self, values: Floats) -> Floats:
+        """From the units of what is watched."""
+        return self.inward(self.as_loss.inward(values))
 
     def inward(self, losses: Floats) -> Floats:
         """From the loss's own units."""
@@ -54,13 +61,13 @@ class Units:
         return np.asarray(1.0 + np.log(np.maximum(values, 1e-3)) if self.ratio else values, dtype=np.float64)
 
     def outward(self, values: Floats) -> Floats:
-        """Back to the loss's own units; a positive loss stays positive, bent only below half its level."""
+        """Back to what is watched; a positive loss stays positive, bent only below half its level."""
         if self.ratio:
             values = np.exp(np.minimum(np.maximum(values - 1.0, -600.0), 600.0))
         elif self.positive:
             bent = 0.5 * np.exp(np.minimum(np.maximum(2.0 * values - 1.0, -600.0), 0.0))
             values = np.where(values > 0.5, values, bent)
-        return np.asarray((values - 1.0) * self.scale + self.level, dtype=np.float64)
+        return self.as_loss.outward(np.asarray((values - 1.0) * self.scale + self.level, dtype=np.float64))
 
 
 def usable(bins: Bins, horizon: float, warmup: float, skip: tuple[float, float, float], noise: float) -> Bins:
@@ -75,7 +82,7 @@ def usable(bins: Bins, horizon: float, warmup: float, skip: tuple[float, float, 
             of the warm-up never more than half of what was seen). The last four are never left out.
         noise: sd of one observation.
     """
-    seen, level = float(bins.steps[-1]), abs(_middle(bins.robust[-3:]))
+    seen, level = float(bins.steps[-1]), abs(middle(bins.robust[-3:]))
     loud = min(noise / level, 1.0) / _LOUD if level > 0.0 else 1.0 / _LOUD
 
     def after(step: float) -> int:
@@ -106,7 +113,7 @@ def quieter(used: Bins, noise: float) -> float:
     apart = at[:, :, None] - at[:, None, :] + np.eye(4)
     weight = 1.0 / apart.prod(axis=2)  # of a divided difference
     off = (weight * used.robust[place]).sum(axis=1) / np.sqrt((weight**2 / used.count[place]).sum(axis=1))
-    typical = 1.4826 * _middle(np.abs(off))  # of a normal distribution
+    typical = 1.4826 * middle(np.abs(off))  # of a normal distribution
     return min(noise, typical * (1.0 + 4.0 / len(off)))
 
 
@@ -128,7 +135,7 @@ def _from(bins: Bins, first: int) -> Bins:
     return Bins(*(column[first:] for column in columns))
 
 
-def _middle(values: Floats) -> float:
+def middle(values: Floats) -> float:
     """The median; numpy's own takes a forecast's twentieth when its code is not in the caches."""
     ordered: list[float] = sorted(values.tolist())
     half = len(ordered) // 2

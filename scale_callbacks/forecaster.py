@@ -13,9 +13,10 @@ from scale_callbacks._numbers import as_floats
 from scale_callbacks._state import check_numbers, reading
 from scale_callbacks.bank import LawBank, Lesson
 from scale_callbacks.curve import Bins, Curve
-from scale_callbacks.evidence import LAST, Units, quieter, usable
+from scale_callbacks.evidence import LAST, Units, middle, quieter, usable
 from scale_callbacks.forecast import Forecast, Status
 from scale_callbacks.laws.base import Plan, plan_of
+from scale_callbacks.measure import PLAIN, AsLoss, Measure, contrary
 from scale_callbacks.mixture import Mixture, Outlook, normal_quantile, quantiles
 from scale_callbacks.prior import Prior, load_prior
 from scale_callbacks.schedule import Schedule
@@ -40,9 +41,10 @@ class LossForecaster:
         prior: population prior: a `Prior`, or the name of one that comes with the package.
         steps_per_epoch: optimizer steps after which the run starts its data again. How often it does tells
             fine-tuning, and models of pictures or speech, from language models that read their data once.
+        measure: "loss"; "perplexity", whose log is one; or "score" for what rises, as an accuracy.
 
     Raises:
-        ValueError: level outside (0, 1), steps_per_epoch not positive.
+        ValueError: level outside (0, 1), steps_per_epoch not positive, another measure.
 
     >>> forecaster = LossForecaster(Schedule.cosine(3e-4, 1000, warmup=10))
     >>> steps = np.arange(1, 501)
@@ -60,11 +62,15 @@ class LossForecaster:
         references: Sequence[LossForecaster] = (),
         prior: Prior | str = "population",
         steps_per_epoch: float | None = None,
+        measure: Measure | str = Measure.LOSS,
     ) -> None:
         if not 0.0 < level < 1.0:
             raise ValueError(f"level={level!r} must lie between 0 and 1, for instance 0.9")
         if steps_per_epoch is not None and not 0.0 < steps_per_epoch < math.inf:
             raise ValueError(f"steps_per_epoch={steps_per_epoch!r} must be positive")
+        if measure not in tuple(Measure):
+            raise ValueError(f"measure={measure!r} must be 'loss', 'perplexity' or 'score'")
+        self.measure = Measure(measure)
         self.schedule = schedule
         self.level = float(level)
         self._half = normal_quantile(0.5 * (1.0 + level))  # an interval's half-width over a normal's sd
@@ -89,6 +95,7 @@ class LossForecaster:
             "prior": self.prior.name,
             "references": len(self._references),
             "steps_per_epoch": self.steps_per_epoch or 0.0,
+            "measure": str(self.measure),
             "horizon": self.schedule.horizon,
             "peak_lr": self.schedule.peak,
             "warmup": self.schedule.warmup,
@@ -127,7 +134,7 @@ class LossForecaster:
             return None
         bins, horizon = self.curve.bins(), float(self.horizon)
         bank = self._bank_for(horizon)
-        evidence, units = self._evidence(self.curve, bins)
+        evidence, units = self._evidence(self.curve, self._as_loss)
         points = _path_steps(float(bins.steps[0]), horizon)
         outlook = bank.predict(evidence, points, self._lessons(bank))
         end, noise = self._ended(outlook.end, units), self._last_noise(evidence.noise)
@@ -137,9 +144,9 @@ class LossForecaster:
 
     def noise_ahead(self, value: float) -> float:
         """Half-width of an interval about a final loss, were all but the noise of the last losses known."""
-        evidence, units = self._evidence(self.curve)
+        evidence, units = self._evidence(self.curve, self._as_loss)
         noise = self._half * self._last_noise(evidence.noise)
-        return float(units.outward(units.inward(np.array([value])) + noise)[0]) - value
+        return abs(float(units.outward(units.watched(np.array([value])) + noise)[0]) - value)
 
     def measured(self) -> float | None:
         """What was to be forecast, once the plan has ended: the mean loss over its last 1%."""
@@ -151,7 +158,7 @@ class LossForecaster:
         """What this run says about the laws, for a later run that takes it as a reference."""
         if self.curve.n < FEWEST:
             return None
-        return self._bank_for(float(self.horizon)).lesson(self._evidence(self.curve)[0])
+        return self._bank_for(float(self.horizon)).lesson(self._evidence(self.curve, self._as_loss)[0])
 
     def state_dict(self) -> dict[str, Any]:
         """Everything learned from the run, as plain JSON data."""
@@ -170,13 +177,23 @@ class LossForecaster:
             train.load_state_dict(state["train"])
         self.curve, self.train = curve, train
 
-    def _evidence(self, curve: Curve, bins: Bins | None = None) -> tuple[Evidence, Units]:
-        """The part of a curve (its bins may be at hand) that the laws must explain, and its units."""
-        horizon = float(self.horizon)
+    @property
+    def contrary(self) -> bool:
+        """Whether the curve has clearly moved the wrong way, where data read again do not explain it."""
+        return not self._several_epochs and contrary(self.measure, self.curve.bins(), self.curve.noise)
+
+    @property
+    def _as_loss(self) -> AsLoss:
+        return AsLoss.of(self.measure, self.curve.bins())
+
+    def _evidence(self, curve: Curve, as_loss: AsLoss = PLAIN) -> tuple[Evidence, Units]:
+        """The part of a curve that the laws must explain, as a loss, and its units."""
+        horizon, bins = float(self.horizon), curve.bins()
         warmup = min(self.schedule.warmup, horizon)
-        used = usable(bins or curve.bins(), horizon, warmup, self.prior.skip, curve.noise)
-        units = Units.of(used, ratio=self._several_epochs)
-        noise = min(quieter(used, curve.noise) / units.scale, _MOST_NOISE)
+        single = as_loss.noise(curve.noise, middle(bins.robust[-3:]))
+        used = usable(as_loss.bins(bins), horizon, warmup, self.prior.skip, single)
+        units = Units.of(used, ratio=self._several_epochs, as_loss=as_loss)
+        noise = min(quieter(used, single) / units.scale, _MOST_NOISE)
         if units.ratio:
             noise = math.sqrt(math.log1p(noise**2))  # of the log, were it normal
         variance = noise**2 / used.count + self.prior.floor**2
@@ -188,7 +205,7 @@ class LossForecaster:
         told: Floats | float = 0.0
         for lesson in self._references:
             told = told + self.prior.trust[0] * bank.taught(lesson)
-        if self.train.n >= FEWEST:
+        if self.train.n >= FEWEST and self.measure is not Measure.SCORE:
             told = told + self.prior.trust[1] * bank.lesson(self._evidence(self.train)[0]).log
         return told
 
@@ -213,7 +230,7 @@ class LossForecaster:
         mean, variance = mixture.mean, mixture.variance
         if measured is not None:
             share = min((last - start) / (self.horizon - start), 1.0)
-            mean = mean + share * (units.inward(np.array([measured])) - mean)
+            mean = mean + share * (units.watched(np.array([measured])) - mean)
             variance = (1.0 - share) ** 2 * variance
         return Mixture(mixture.weights, mean, variance + (0.1 * self.prior.floor) ** 2)
 
@@ -236,9 +253,9 @@ class LossForecaster:
         return np.concatenate((path[:, :-2], path[:, -1:]), axis=1)
 
     def _told(self, points: Floats, path: Floats, outlook: Outlook) -> Forecast:
-        middle = path[0]
-        room = 1e-9 * np.abs(middle) + 1e-300  # never an empty interval, whatever the units
-        value, low, high = middle, np.minimum(path[1], middle - room), np.maximum(path[2], middle + room)
+        value, low, high = path[0], path[1:].min(axis=0), path[1:].max(axis=0)
+        room = 1e-9 * np.abs(value) + 1e-300  # never an empty interval, whatever the units
+        low, high = np.minimum(low, value - room), np.maximum(high, value + room)
         ends = float(value[-1]), float(low[-1]), float(high[-1])
         step = int(self.curve.last_step or 0)
         return Forecast(
@@ -258,7 +275,8 @@ class LossForecaster:
         if step > self.schedule.horizon:
             return Status.PAST_HORIZON
         kinds = outlook.kinds
-        if max(kinds.get("other", 0.0) + kinds.get("vision_speech", 0.0), outlook.astray) > 0.5:
+        strange = max(kinds.get("other", 0.0) + kinds.get("vision_speech", 0.0), outlook.astray)
+        if strange > 0.5 or self.contrary:
             return Status.UNFAMILIAR
         return Status.EARLY if step < 0.1 * self.horizon else Status.OK
 

@@ -20,6 +20,7 @@ from scale_callbacks.stopping import Decision, Rule
 
 _log = logging.getLogger("scale_callbacks")
 
+_CONTRARY = "a loss falls: for what rises, like an accuracy, LossForecaster takes measure='score'"
 STATE_VERSION = 2  # 1: without expectations and deviation
 
 
@@ -304,6 +305,8 @@ class Monitor:
         told = getattr(self.forecaster, "warns_of_deviation", True)
         if told and self.deviation is not None and self.deviation.outside:
             self._count(f"{self.name} left its forecast band", self.deviation.sentence(self.name))
+        if getattr(self.forecaster, "contrary", False):
+            self._count(f"{self.name} moves the wrong way", _CONTRARY)
         if frozen(self.forecaster.curve.bins()):
             self._count(f"{self.name} does not change", "the same value at every step of late")
 

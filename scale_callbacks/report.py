@@ -91,7 +91,7 @@ def _draw_loss(axes: Axes, summary: Summary) -> None:
         _draw_final(axes, summary.forecast)
     truth = summary.measured
     if truth is not None:
-        axes.axhline(truth, color=_TRUTH, lw=1.2, ls=(0, (6, 3)), zorder=1, label="measured final loss")
+        axes.axhline(truth, color=_TRUTH, lw=1.2, ls=(0, (6, 3)), zorder=1, label="measured at the end")
     if len(steps):
         end = float(mean[-1]) if summary.forecast is None else summary.forecast.value
         high_end = end > sum(axes.get_ylim()) / 2 and len(steps) > 8

@@ -1,4 +1,5 @@
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -167,6 +168,18 @@ def test_a_finished_run_is_replayed_and_reported(log_file, tmp_path):
     page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
     assert "loss</span> ended at" in page
     assert "run.csv" in page
+
+
+def test_a_logged_accuracy_is_replayed_as_what_rises(tmp_path, losses, schedule):
+    rows = [f"{s},{1 - v / 10},{schedule.lr(float(s))}" for s, v in enumerate(losses, start=1)]
+    (tmp_path / "run.csv").write_text("\n".join(["step,val_acc,lr", *rows]), encoding="utf-8")
+    told = run("replay", tmp_path / "run.csv", "--metric", "val_acc", "--out", tmp_path / "out")
+    assert told.exit_code == 0, told.output
+    measured = float(re.search(r"measured at the end: ([0-9.]+)", told.output).group(1))
+    half = re.search(r"50% │ +500 │ +([0-9.]+) │", told.output)
+    assert half, told.output
+    assert abs(float(half.group(1)) - measured) < 0.01
+    assert "wrong way" not in told.output
 
 
 def test_a_run_under_way_is_forecast_to_its_end(log_file, tmp_path):

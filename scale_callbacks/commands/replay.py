@@ -149,6 +149,7 @@ def _forecaster(log: Log, options: dict[str, Any]) -> tuple[Forecaster, str]:
     """The forecaster for a log, and what had to be guessed of its plan."""
     from scale_callbacks.forecaster import LossForecaster
     from scale_callbacks.logs.plan import parse_schedule, plan_of
+    from scale_callbacks.measure import measure_of
     from scale_callbacks.reward import RewardForecaster
 
     reward, level = bool(options["reward"]), float(options["level"])
@@ -166,7 +167,8 @@ def _forecaster(log: Log, options: dict[str, Any]) -> tuple[Forecaster, str]:
             f"{log.label} has no learning rate: name its column with --lr, or give the plan, for instance "
             "--schedule cosine:warmup=1% or --schedule wsd:warmup=500,cooldown=20%"
         )
-    return LossForecaster(plan, level=level, steps_per_epoch=log.steps_per_epoch), guessed
+    epoch, measure = log.steps_per_epoch, measure_of(log.name)
+    return LossForecaster(plan, level=level, steps_per_epoch=epoch, measure=measure), guessed
 
 
 def _horizon(log: Log, given: int | None, *, known: bool) -> int | None:

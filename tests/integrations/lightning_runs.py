@@ -80,6 +80,12 @@ class Validated(Net):
         self.log("val_loss", self.loss(batch))
 
 
+class Scored(Net):
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        x, y = batch
+        self.log("val_acc", ((self.net(x) > 0) == (y > 0)).float().mean())
+
+
 class OnEpoch(Net):
     log_as = {"name": "train_loss", "on_step": False, "on_epoch": True}  # noqa: RUF012
 

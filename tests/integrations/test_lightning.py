@@ -19,9 +19,11 @@ from tests.integrations.lightning_runs import (
     AtEpochEnd,
     Net,
     OnEpoch,
+    Scored,
     Silent,
     Validated,
     data,
+    history,
     told,
     trainer,
 )
@@ -163,6 +165,21 @@ def test_epoch_means_are_placed_at_the_middle_of_their_epoch(module: type[Net], 
     means = np.reshape(net.losses, (9, 20)).mean(axis=1)
     np.testing.assert_allclose([value for _, value, _, _ in told(callback)], means, rtol=1e-5)
     assert callback.forecast is not None
+
+
+def test_accuracy_is_forecast_as_what_rises() -> None:
+    callback = LossForecast("val_acc")
+    fit = trainer(callback, max_epochs=15)
+    fit.fit(Scored(lr=0.002), data(), data(batches=50))
+    forecaster = callback._watch.monitor.forecaster  # type: ignore[union-attr]
+    assert forecaster.settings["measure"] == "score"
+    seen = forecaster.curve.bins().mean
+    assert seen[-1] > seen[0]
+    half = next(point for point in history(callback) if point.step >= 200)
+    assert seen[0] < half.low < half.value < half.high <= 1.0
+    assert half.low < seen[-1] < half.high
+    assert callback.forecast is not None
+    assert callback.forecast.value == pytest.approx(seen[-1], abs=0.01)
 
 
 @pytest.mark.parametrize("sanity", [0, 2])

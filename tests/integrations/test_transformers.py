@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import EarlyStoppingCallback, TrainerCallback, get_scheduler
+from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, get_scheduler
 
 from scale_callbacks import LossForecaster, MemorySink, Schedule
 from scale_callbacks.integrations._hf_state import folder_just_saved
@@ -97,6 +97,28 @@ def test_mean_over_the_logging_steps_lies_at_their_middle(tmp_path: Path) -> Non
     trainer(tmp_path, callback, logging_steps=5, logging_first_step=True).train()
     # Step 1 by itself, then 2 to 5, then 6 to 10, ...
     assert bins(callback).steps.tolist() == [1.0, 3.5, *range(8, 60, 5)]
+
+
+class Accurate(Trainer):
+    """Logs an accuracy with each evaluation, as `compute_metrics` would."""
+
+    def log(self, logs: dict[str, Any], *args: Any, **kwargs: Any) -> None:
+        if "eval_loss" in logs:
+            logs["eval_accuracy"] = math.exp(-0.5 * logs["eval_loss"])
+        super().log(logs, *args, **kwargs)
+
+
+def test_accuracy_is_forecast_as_what_rises(tmp_path: Path) -> None:
+    callback = LossForecastCallback("eval_accuracy", sinks=[sink := MemorySink()])
+    run = trainer(tmp_path, callback, kind=Accurate, eval_strategy="steps", eval_steps=4)
+    run.train()
+    evaluated = [row["eval_accuracy"] for row in run.state.log_history if "eval_accuracy" in row]
+    assert bins(callback).mean.tolist() == pytest.approx(evaluated)
+    assert callback._watch.monitor.forecaster.settings["measure"] == "score"  # type: ignore[union-attr]
+    forecasts = [record.forecast for record in sink.records if record.forecast is not None]
+    assert forecasts
+    assert all(f.low < f.value < f.high <= 1.0 for f in forecasts)
+    assert callback.warnings == {}
 
 
 def test_validation_loss_is_forecast_with_the_train_loss_beside_it(tmp_path: Path) -> None:

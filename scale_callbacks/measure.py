@@ -1,0 +1,105 @@
+"""Measures: what is watched need not be a loss, but the laws are those of one: it is turned into one."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scale_callbacks.curve import Bins
+
+Floats = NDArray[np.float64]
+
+_LOSSES = re.compile(r"loss|perplexity|error|(?<![a-z])(ppl|nll|wer|cer|mse|mae|rmse|bpb)(?![a-z])")
+_PERPLEXITIES = re.compile(r"perplexity|(?<![a-z])ppl(?![a-z])")
+_SCORES = re.compile(
+    r"accurac|precision|recall|bleu|rouge|auroc|jaccard|"
+    r"(?<![a-z])(acc|top|f|auc|ap|map|iou|miou|dice|psnr|ssim|meteor|exact_match)[0-9]*(?![a-z])"
+)
+_BEST = (1.0, 100.0)  # what a score that has stayed between 0 and it can reach
+_LEAST = 1e-300
+_CLEAR, _MUCH = 3.0, 0.02  # standard deviations, and share of the level, by which a curve must move
+
+
+class Measure(StrEnum):
+    """What kind of number is watched."""
+
+    LOSS = "loss"  # falls; the mean of the last 1% of the plan is forecast
+    PERPLEXITY = "perplexity"  # the exponential of a loss
+    SCORE = "score"  # rises: an accuracy, F1, BLEU
+
+
+def measure_of(name: str) -> Measure:
+    """The measure that the name of a metric tells: "val_acc" a score, "eval_perplexity" a perplexity.
+
+    >>> measure_of("train_loss"), measure_of("eval/accuracy")
+    (<Measure.LOSS: 'loss'>, <Measure.SCORE: 'score'>)
+    """
+    lower = name.lower()
+    if _PERPLEXITIES.search(lower):
+        return Measure.PERPLEXITY
+    return Measure.SCORE if _SCORES.search(lower) and not _LOSSES.search(lower) else Measure.LOSS
+
+
+@dataclass(frozen=True)
+class AsLoss:
+    """Turns what is watched into a loss, and a forecast of that back.
+
+    The loss of a perplexity is its log. That of a score is what it lacks of 1, or of 100, where it has stayed
+    between that and 0 (the error rate of an accuracy), else the score with its sign changed.
+
+    Attributes:
+        measure: what is watched.
+        best: what a score is told by its distance from.
+    """
+
+    measure: Measure = Measure.LOSS
+    best: float = 0.0
+
+    @classmethod
+    def of(cls, measure: Measure, bins: Bins) -> Self:
+        """See from the values so far how far a score can rise."""
+        if measure is not Measure.SCORE or not len(bins) or bins.mean.min() < 0.0:
+            return cls(measure)
+        top = float(bins.mean.max())
+        return cls(measure, next((best for best in _BEST if top <= best), 0.0))
+
+    def inward(self, values: Floats) -> Floats:
+        """From the watched values to losses."""
+        if self.measure is Measure.PERPLEXITY:
+            return np.asarray(np.log(np.maximum(values, _LEAST)), dtype=np.float64)
+        return self.best - values if self.measure is Measure.SCORE else values
+
+    def outward(self, losses: Floats) -> Floats:
+        """Back to the values that are watched."""
+        if self.measure is Measure.PERPLEXITY:
+            return np.asarray(np.exp(np.minimum(losses, 690.0)), dtype=np.float64)
+        return self.best - losses if self.measure is Measure.SCORE else losses
+
+    def bins(self, bins: Bins) -> Bins:
+        """Bins of the loss; their means are as good as those of the watched values where a bin is short."""
+        if self.measure is Measure.LOSS:
+            return bins
+        return replace(bins, mean=self.inward(bins.mean), robust=self.inward(bins.robust))
+
+    def noise(self, noise: float, level: float) -> float:
+        """Standard deviation of one loss, given that of one watched value and their level."""
+        return noise / max(abs(level), _LEAST) if self.measure is Measure.PERPLEXITY else noise
+
+
+PLAIN = AsLoss()
+
+
+def contrary(measure: Measure, bins: Bins, noise: float) -> bool:
+    """Tell a curve that has moved the wrong way: a loss clearly higher in its last tenth than its first."""
+    part = max(len(bins) // 10, 3)
+    if len(bins) < 3 * part:
+        return False
+    first, last = (sorted(values.tolist())[part // 2] for values in (bins.robust[:part], bins.robust[-part:]))
+    worse = first - last if measure is Measure.SCORE else last - first
+    count = min(float(bins.count[:part].sum()), float(bins.count[-part:].sum()))
+    return bool(worse > max(_CLEAR * 1.8 * noise * count**-0.5, _MUCH * abs(first)))
