@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from scale_callbacks.sinks import JsonlSink as JsonlSink
     from scale_callbacks.sinks import MemorySink as MemorySink
     from scale_callbacks.sinks import Sink as Sink
+    from scale_callbacks.target import TargetRule as TargetRule
 
 __version__ = "0.1.0"
 
@@ -42,6 +43,7 @@ _LAZY = {
     "SaturationStopping": "scale_callbacks.integrations.saturation",
     "SaturationStoppingCallback": "scale_callbacks.integrations.transformers",
     "Sink": "scale_callbacks.sinks",
+    "TargetRule": "scale_callbacks.target",
 }
 
 __all__ = ["Decision", "Forecast", "LossForecaster", "Rule", "Schedule", "Status", *_LAZY]  # noqa: PLE0604, RUF100

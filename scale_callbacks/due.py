@@ -28,3 +28,13 @@ def forecast_steps(horizon: int, times: float = 1.0) -> NDArray[np.int64]:
     early = FIRST * ratio ** np.arange(math.ceil(math.log(bend / FIRST, ratio)))
     late = np.arange(1.0, bend - 1e-9, -linear)[::-1]  # the bend among them, however it is rounded
     return np.unique(np.ceil(np.concatenate((early, late)) * horizon - 1e-6).astype(np.int64))
+
+
+def due_between(horizon: int, earlier: float, later: float) -> bool:
+    """Tell whether a forecast is due after one step, up to another.
+
+    >>> due_between(1000, 19, 20), due_between(1000, 20, 24)
+    (True, False)
+    """
+    steps = forecast_steps(horizon)
+    return bool(steps.searchsorted(later, side="right") > steps.searchsorted(earlier, side="right"))

@@ -197,3 +197,30 @@ def test_classifying_digits_holds_its_end_from_early_on(tmp_path):
     assert sum(row[-1] == "yes" for row in rows) >= 7
     assert final < 1.5  # 2.3 is a guess
     assert (tmp_path / "forecast.png").read_bytes().startswith(b"\x89PNG")
+
+
+def tuned(*options):
+    """What a short search says."""
+    command = [sys.executable, "examples/tune_with_optuna.py", "--trials", "6", "--steps", "120", *options]
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
+
+
+@pytest.mark.slow
+def test_a_search_with_optuna_finds_the_best_trial_in_fewer_steps():
+    quick, whole = tuned(), tuned("--pruner", "none")
+    assert quick.returncode == whole.returncode == 0, quick.stderr + whole.stderr
+    assert whole.stdout.count("ended at step 120 with a loss of") == 6
+    pruned = quick.stdout.count("pruned at step")
+    assert pruned + quick.stdout.count("ended at step 120") == 6
+    assert pruned >= 1
+    best = [re.search(r"Best: trial (\d+) with a loss of (\d\.\d+)", said.stdout) for said in (quick, whole)]
+    assert best[0].groups() == best[1].groups()
+    share = [int(re.search(r"run, (\d+)% of those", said.stdout)[1]) for said in (quick, whole)]
+    assert share[0] < share[1] == 100
+
+
+def test_a_pruner_that_there_is_not_is_refused_with_those_there_are():
+    told = tuned("--pruner", "hyperband")
+    assert told.returncode == 2
+    assert "'hyperband' is none of forecast, median, none" in told.stderr
