@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from scale_callbacks import Schedule
 from scale_callbacks.integrations.optuna import ForecastPruner
 
-# Fixed before any search was run.
+# Chosen for a search of about a minute.
 TRIALS, STEPS, BATCH, CONTEXT = 20, 600, 16, 64
 LAST = 0.05  # share of the steps whose mean loss is the value of a trial
 
