@@ -18,7 +18,7 @@ _LOSSES = re.compile(r"loss|perplexity|error|(?<![a-z])(ppl|nll|wer|cer|mse|mae|
 _PERPLEXITIES = re.compile(r"perplexity|(?<![a-z])ppl(?![a-z])")
 _SCORES = re.compile(
     r"accurac|precision|recall|bleu|rouge|auroc|jaccard|"
-    r"(?<![a-z])(acc|top|f|auc|ap|map|iou|miou|dice|psnr|ssim|meteor|exact_match)[0-9]*(?![a-z])"
+    r"(?<![a-z])((acc|top|auc|ap|map|iou|miou|dice|psnr|ssim|meteor|exact_match)[0-9]*|f[0-9]+)(?![a-z])"
 )
 _BEST = (1.0, 100.0)  # what a score that has stayed between 0 and it can reach
 _LEAST = 1e-300
@@ -81,7 +81,7 @@ class AsLoss:
         return self.best - losses if self.measure is Measure.SCORE else losses
 
     def bins(self, bins: Bins) -> Bins:
-        """Bins of the loss; their means are as good as those of the watched values where a bin is short."""
+        """Bins of the loss: the mean of each is turned as a value is."""
         if self.measure is Measure.LOSS:
             return bins
         return replace(bins, mean=self.inward(bins.mean), robust=self.inward(bins.robust))

@@ -46,6 +46,9 @@ PLAN = Schedule.cosine(1e-3, T, warmup=20)
         ("eval_perplexity", "perplexity"),
         ("ppl", "perplexity"),
         ("applied_loss", "loss"),
+        ("energy_f", "loss"),
+        ("val_mAP50", "score"),
+        ("top5", "score"),
     ],
 )
 def test_a_name_tells_what_is_watched(name: str, measure: str) -> None:
