@@ -12,6 +12,7 @@ try:
 except ImportError as fault:
     raise ImportError("ForecastPruner needs Optuna: pip install 'scale-callbacks[sweeps]'") from fault
 
+from scale_callbacks._text import fault_text
 from scale_callbacks.due import due_between
 from scale_callbacks.forecaster import FEWEST, LossForecaster
 from scale_callbacks.measure import Measure
@@ -30,7 +31,7 @@ class ForecastPruner(BasePruner):
     A pruner that compares trials at the same step punishes high rates and long warm-ups, which are behind at
     first and ahead at the end. This one compares where trials will end. It learns from the best trial what
     runs of this search look like, never prunes before one has completed, and looks at the steps at which
-    forecasts are due, at most 45 a trial: asking it at every step costs next to nothing.
+    forecasts are due, at most 45 a trial, however often it is asked.
 
     What is reported must be what the objective returns at the end: the loss (minimised) or a score
     (maximised). Steps are counted as the schedule counts them, from 1 to its horizon; a trial that reports a
@@ -69,13 +70,16 @@ class ForecastPruner(BasePruner):
         self._schedule, self._measure = schedule, measure
         self._confidence, self._earliest = confidence, earliest
         self._steps_per_epoch = steps_per_epoch
+        self._faulty: set[int] = set()  # trials that were said not to be judged
 
     def prune(self, study: Study, trial: FrozenTrial) -> bool:
         """Tell Optuna whether to prune a trial; a fault of ours is logged and never ends a study."""
         try:
             decision = self.decide(study, trial)
         except Exception as fault:
-            _log.warning("trial %d is not judged: %s: %s", trial.number, type(fault).__name__, fault)
+            if trial.number not in self._faulty:
+                self._faulty.add(trial.number)
+                _log.warning("trial %d is not judged: %s", trial.number, fault_text(fault))
             return False
         if decision.stop:
             _log.info("trial %d is pruned: it %s", trial.number, decision.reason)
@@ -91,15 +95,15 @@ class ForecastPruner(BasePruner):
         steps = _steps(trial)
         if len(steps) < FEWEST:
             return Decision(reason=f"not yet: {len(steps)} of {FEWEST} values reported")
-        best = _best(study, trial)
-        if best is None:
-            return Decision(reason="not yet: no trial has completed")
         measure = Measure(self._measure or _measure_of(study))
         if (measure is Measure.SCORE) is not (study.direction == StudyDirection.MAXIMIZE):
             raise ValueError(f"a study that is to {study.direction.name.lower()} a {measure}: see measure=")
         schedule = self._plan(trial)
         if not due_between(schedule.horizon, steps[-2], steps[-1]):
             return Decision(reason="not yet: no forecast is due")
+        best = _best(study, trial)
+        if best is None:
+            return Decision(reason="not yet: no trial has completed")
         earlier = [self._forecaster(best, self._plan(best), measure)] if best.intermediate_values else []
         forecaster = self._forecaster(trial, schedule, measure, earlier)
         assert best.value is not None

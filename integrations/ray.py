@@ -11,6 +11,7 @@ try:
 except ImportError as fault:
     raise ImportError("ForecastStopper needs Ray Tune: pip install 'scale-callbacks[sweeps]'") from fault
 
+from scale_callbacks._text import fault_text
 from scale_callbacks.due import due_between
 from scale_callbacks.forecaster import LossForecaster
 from scale_callbacks.measure import Measure, measure_of
@@ -70,6 +71,7 @@ class ForecastStopper(Stopper):
         if mode == "min" and self._measure is Measure.SCORE:
             self._measure = Measure.LOSS
         self._running: dict[str, LossForecaster] = {}
+        self._faulty: set[str] = set()  # trials that were said not to be judged
         self._best: tuple[float, LossForecaster] | None = None
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
@@ -77,7 +79,9 @@ class ForecastStopper(Stopper):
         try:
             decision = self.decide(trial_id, result)
         except Exception as fault:
-            _log.warning("trial %s is not judged: %s: %s", trial_id, type(fault).__name__, fault)
+            if trial_id not in self._faulty:
+                self._faulty.add(trial_id)
+                _log.warning("trial %s is not judged: %s", trial_id, fault_text(fault))
             return False
         if decision.stop:
             self._running.pop(trial_id, None)
