@@ -95,11 +95,16 @@ PLAIN = AsLoss()
 
 
 def contrary(measure: Measure, bins: Bins, noise: float) -> bool:
-    """Tell a curve that has moved the wrong way: a loss clearly higher in its last tenth than its first."""
+    """Tell a curve that goes the wrong way: a loss clearly higher half-way and of late than at first.
+
+    One that has only broken away of late is another matter: see `deviation`.
+    """
     part = max(len(bins) // 10, 3)
     if len(bins) < 3 * part:
         return False
-    first, last = (sorted(values.tolist())[part // 2] for values in (bins.robust[:part], bins.robust[-part:]))
-    worse = first - last if measure is Measure.SCORE else last - first
-    count = min(float(bins.count[:part].sum()), float(bins.count[-part:].sum()))
+    half = (len(bins) - part) // 2
+    tenths = [slice(start, start + part) for start in (0, half, len(bins) - part)]
+    first, mid, last = (sorted(bins.robust[tenth].tolist())[part // 2] for tenth in tenths)
+    worse = first - max(mid, last) if measure is Measure.SCORE else min(mid, last) - first
+    count = min(float(bins.count[tenth].sum()) for tenth in tenths)
     return bool(worse > max(_CLEAR * 1.8 * noise * count**-0.5, _MUCH * abs(first)))
