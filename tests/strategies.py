@@ -44,6 +44,7 @@ class Stream:
     steps: tuple[float, ...]
     values: tuple[float, ...]
     steps_per_epoch: float | None = None
+    measure: str = "loss"
 
     @property
     def pieces(self) -> list[slice]:
@@ -91,7 +92,8 @@ def streams(draw: st.DrawFn, longest: int = 150) -> Stream:
             steps, values = _with(trouble, steps, values, rng)
     epochs = draw(st.sampled_from([None, None, 0.5, 1.0, 1.01, 2.0, 2.7, 30.0, 1000.0]))
     told = None if epochs is None else schedule.horizon / epochs
-    return Stream(schedule, tuple(steps.tolist()), tuple(values.tolist()), told)
+    measure = draw(st.sampled_from(["loss", "loss", "perplexity", "score"]))
+    return Stream(schedule, tuple(steps.tolist()), tuple(values.tolist()), told, measure)
 
 
 def _with(trouble: str, steps: np.ndarray, values: np.ndarray, rng: np.random.Generator):

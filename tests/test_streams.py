@@ -36,7 +36,8 @@ def assert_sound(forecast) -> None:
 
 
 def watcher(stream: Stream) -> LossForecaster:
-    return LossForecaster(stream.schedule, steps_per_epoch=stream.steps_per_epoch)
+    told = {"steps_per_epoch": stream.steps_per_epoch, "measure": stream.measure}
+    return LossForecaster(stream.schedule, **told)
 
 
 def fed(forecaster, stream: Stream, parts: list[slice]):
