@@ -15,7 +15,7 @@ except ImportError as fault:
 from scale_callbacks._text import fault_text
 from scale_callbacks.due import due_between
 from scale_callbacks.forecaster import FEWEST, LossForecaster
-from scale_callbacks.measure import Measure
+from scale_callbacks.measure import Measure, as_measure
 from scale_callbacks.schedule import Schedule
 from scale_callbacks.stopping import Decision
 from scale_callbacks.target import TargetRule
@@ -65,9 +65,7 @@ class ForecastPruner(BasePruner):
         if not (isinstance(schedule, Schedule) or callable(schedule)):
             raise TypeError(f"schedule must be a Schedule or make one of a trial, not {schedule!r}")
         TargetRule(0.0, confidence=confidence, earliest=earliest)  # says what is wrong with these
-        if measure is not None and measure not in tuple(Measure):
-            raise ValueError(f"measure={measure!r} must be 'loss', 'perplexity' or 'score'")
-        self._schedule, self._measure = schedule, measure
+        self._schedule, self._measure = schedule, None if measure is None else as_measure(measure)
         self._confidence, self._earliest = confidence, earliest
         self._steps_per_epoch = steps_per_epoch
         self._faulty: set[int] = set()  # trials that were said not to be judged
@@ -95,7 +93,7 @@ class ForecastPruner(BasePruner):
         steps = _steps(trial)
         if len(steps) < FEWEST:
             return Decision(reason=f"not yet: {len(steps)} of {FEWEST} values reported")
-        measure = Measure(self._measure or _measure_of(study))
+        measure = self._measure or _measure_of(study)
         if (measure is Measure.SCORE) is not (study.direction == StudyDirection.MAXIMIZE):
             raise ValueError(f"a study that is to {study.direction.name.lower()} a {measure}: see measure=")
         schedule = self._plan(trial)

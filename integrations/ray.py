@@ -67,9 +67,8 @@ class ForecastStopper(Stopper):
         self._metric, self._schedule, self._time = metric, schedule, time
         self._confidence, self._earliest = confidence, earliest
         self._steps_per_epoch = steps_per_epoch
-        self._measure = Measure.SCORE if mode == "max" else measure_of(metric)
-        if mode == "min" and self._measure is Measure.SCORE:
-            self._measure = Measure.LOSS
+        told = Measure.SCORE if mode == "max" else measure_of(metric)
+        self._measure = Measure.LOSS if mode == "min" and told is Measure.SCORE else told
         self._running: dict[str, LossForecaster] = {}
         self._faulty: set[str] = set()  # trials that were said not to be judged
         self._best: tuple[float, LossForecaster] | None = None

@@ -16,7 +16,7 @@ from scale_callbacks.curve import Bins, Curve
 from scale_callbacks.evidence import LAST, Units, middle, quieter, usable
 from scale_callbacks.forecast import Forecast, Status
 from scale_callbacks.laws.base import Plan, plan_of
-from scale_callbacks.measure import PLAIN, AsLoss, Measure, contrary
+from scale_callbacks.measure import PLAIN, AsLoss, Measure, as_measure, contrary
 from scale_callbacks.mixture import Mixture, Outlook, normal_quantile, quantiles
 from scale_callbacks.prior import Prior, load_prior
 from scale_callbacks.schedule import Schedule
@@ -68,9 +68,7 @@ class LossForecaster:
             raise ValueError(f"level={level!r} must lie between 0 and 1, for instance 0.9")
         if steps_per_epoch is not None and not 0.0 < steps_per_epoch < math.inf:
             raise ValueError(f"steps_per_epoch={steps_per_epoch!r} must be positive")
-        if measure not in tuple(Measure):
-            raise ValueError(f"measure={measure!r} must be 'loss', 'perplexity' or 'score'")
-        self.measure = Measure(measure)
+        self.measure = as_measure(measure)
         self.schedule = schedule
         self.level = float(level)
         self._half = normal_quantile(0.5 * (1.0 + level))  # an interval's half-width over a normal's sd

@@ -14,9 +14,10 @@ from scale_callbacks.curve import Bins
 
 Floats = NDArray[np.float64]
 
-_LOSSES = re.compile(r"loss|perplexity|error|(?<![a-z])(ppl|nll|wer|cer|mse|mae|rmse|bpb)(?![a-z])")
-_PERPLEXITIES = re.compile(r"perplexity|(?<![a-z])ppl(?![a-z])")
-_SCORES = re.compile(
+# Compiled when a name is first asked for: `import scale_callbacks` need not wait for it.
+_LOSSES = r"loss|perplexity|error|(?<![a-z])(ppl|nll|wer|cer|mse|mae|rmse|bpb)(?![a-z])"
+_PERPLEXITIES = r"perplexity|(?<![a-z])ppl(?![a-z])"
+_SCORES = (
     r"accurac|precision|recall|bleu|rouge|auroc|jaccard|"
     r"(?<![a-z])((acc|top|auc|ap|map|iou|miou|dice|psnr|ssim|meteor|exact_match)[0-9]*|f[0-9]+)(?![a-z])"
 )
@@ -40,9 +41,16 @@ def measure_of(name: str) -> Measure:
     (<Measure.LOSS: 'loss'>, <Measure.SCORE: 'score'>)
     """
     lower = name.lower()
-    if _PERPLEXITIES.search(lower):
+    if re.search(_PERPLEXITIES, lower):
         return Measure.PERPLEXITY
-    return Measure.SCORE if _SCORES.search(lower) and not _LOSSES.search(lower) else Measure.LOSS
+    return Measure.SCORE if re.search(_SCORES, lower) and not re.search(_LOSSES, lower) else Measure.LOSS
+
+
+def as_measure(measure: Measure | str) -> Measure:
+    """The measure of that name; ValueError with those there are for another."""
+    if measure not in tuple(Measure):
+        raise ValueError(f"measure={measure!r} must be 'loss', 'perplexity' or 'score'")
+    return Measure(measure)
 
 
 @dataclass(frozen=True)
@@ -92,6 +100,13 @@ class AsLoss:
 
 
 PLAIN = AsLoss()
+
+
+def remedy(measure: Measure) -> str:
+    """What to do about a metric that goes the wrong way."""
+    if measure is Measure.SCORE:
+        return "a score rises: log what falls with 'loss' in its name, or give LossForecaster measure='loss'"
+    return "a loss falls: log what rises by a name like val_acc, or give LossForecaster measure='score'"
 
 
 def contrary(measure: Measure, bins: Bins, noise: float) -> bool:

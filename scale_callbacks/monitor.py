@@ -14,13 +14,13 @@ from scale_callbacks.delivery import Delivery
 from scale_callbacks.deviation import Deviation, Expectation, deviation, frozen
 from scale_callbacks.due import RATIO, forecast_steps
 from scale_callbacks.forecast import Forecast
+from scale_callbacks.measure import Measure, remedy
 from scale_callbacks.schedule import Schedule
 from scale_callbacks.sinks import ForecastPoint, Record, Setting, Sink, Summary
 from scale_callbacks.stopping import Decision, Rule
 
 _log = logging.getLogger("scale_callbacks")
 
-_CONTRARY = "a loss falls: for what rises, like an accuracy, LossForecaster takes measure='score'"
 STATE_VERSION = 2  # 1: without expectations and deviation
 
 
@@ -306,7 +306,9 @@ class Monitor:
         if told and self.deviation is not None and self.deviation.outside:
             self._count(f"{self.name} left its forecast band", self.deviation.sentence(self.name))
         if getattr(self.forecaster, "contrary", False):
-            self._count(f"{self.name} moves the wrong way", _CONTRARY)
+            self._count(
+                f"{self.name} moves the wrong way", remedy(getattr(self.forecaster, "measure", Measure.LOSS))
+            )
         if frozen(self.forecaster.curve.bins()):
             self._count(f"{self.name} does not change", "the same value at every step of late")
 

@@ -127,7 +127,15 @@ def test_a_rising_metric_taken_for_a_loss_is_said_to_be_none(caplog) -> None:
     assert monitor.forecast is not None
     assert monitor.forecast.status is Status.UNFAMILIAR
     assert monitor.warnings["val_quality moves the wrong way"] > 1
-    assert caplog.text.count("measure='score'") == 1
+    assert caplog.text.count("a loss falls: log what rises by a name like val_acc") == 1
+
+
+def test_a_falling_metric_taken_for_a_score_is_said_to_be_none(caplog) -> None:
+    monitor = Monitor(LossForecaster(PLAN, measure="score"), name="map_distance")
+    with caplog.at_level(logging.WARNING, "scale_callbacks"):
+        for step, value in zip(STEPS[: T // 2].tolist(), losses().tolist(), strict=False):
+            monitor.observe(step, value)
+    assert caplog.text.count("a score rises: log what falls with 'loss' in its name") == 1
 
 
 @pytest.mark.parametrize("measure", ["loss", "perplexity", "score"])

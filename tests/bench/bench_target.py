@@ -8,10 +8,10 @@ from scale_callbacks import LossForecaster
 from scale_callbacks.due import forecast_steps
 from scale_callbacks.forecast import Status
 from scale_callbacks.runs import read_runs
-from scale_callbacks.target import chance_of
+from scale_callbacks.target import TargetRule, chance_of
 
 CURVES = Path(__file__).parents[1] / "data" / "curves"
-CONFIDENCE, EARLIEST = 0.95, 0.1  # the rule's own
+RULE = TargetRule(0.0)  # for what it takes where nothing is said
 TARGETS = (-0.05, -0.02, -0.01, 0.01, 0.02, 0.05)  # over the run's own final loss
 
 
@@ -49,5 +49,5 @@ def forecasts(run):
 def given_up(run, rows, target):
     """Share of the plan at which the run is given up; None where it is not."""
     aim = run.final * (1.0 + target)
-    late = (row for row in rows if row[0] >= EARLIEST)
-    return next((at for at, f in late if chance_of(aim, f, rises=False) <= 1.0 - CONFIDENCE), None)
+    late = (row for row in rows if row[0] >= RULE.earliest)
+    return next((at for at, f in late if chance_of(aim, f, rises=False) <= 1.0 - RULE.confidence), None)
